@@ -1,0 +1,137 @@
+"""paged_attention against float64 on ragged batches, through either path; see conftest.py for the table of cases."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hopformer.errors import KernelError
+from hopformer.kernels import paged_attention, plan_attention
+
+
+def tolerance(case: Any, tolerances: dict[torch.dtype, float]) -> float:
+    """The table's, and one F32 rounding of the largest score: an error of a score is a relative error of its weight."""
+    largest_score = case.query_scale * 4 * case.head_dim**0.5
+    return tolerances[case.dtype] + (largest_score * 2.0**-24 if case.query_scale > 100 else 0.0)
+
+
+def test_attention_agrees_with_float64(path: str, make_batch: Any, case: Any, tolerances: Any) -> None:
+    batch = make_batch(case)
+    assert batch.worst_error(batch.run()) < tolerance(case, tolerances)
+
+
+def test_attention_writes_into_a_strided_output(path: str, make_batch: Any, tolerances: Any) -> None:
+    batch = make_batch(lens=[70, 40, 0], query_lens=[5, 1, 1], dtype=torch.bfloat16)
+    rows = torch.full((7, 10, 64), float("nan"), dtype=torch.bfloat16)
+    found = batch.run(out=rows[:, 2:])
+    assert found.data_ptr() == rows[:, 2:].data_ptr()
+    assert batch.worst_error(found) < tolerances[torch.bfloat16]
+    assert rows[:, :2].isnan().all()
+
+
+def test_one_plan_serves_layers_with_and_without_a_window(path: str, make_batch: Any, tolerances: Any) -> None:
+    lens, query_lens = [300, 64, 17], [40, 1, 1]
+    windowed = make_batch(lens=lens, query_lens=query_lens, window=33)
+    full = make_batch(lens=lens, query_lens=query_lens)
+    plan = plan_attention(full.block_table, full.seq_lens, full.cu_seqlens_q, page_size=16)
+    for _ in range(2):  # the second layer of each kind finds its schedule made
+        assert windowed.worst_error(windowed.run(plan)) < tolerances[torch.float32]
+        assert full.worst_error(full.run(plan)) < tolerances[torch.float32]
+
+
+def test_sequences_share_pages(path: str, make_batch: Any, tolerances: Any) -> None:
+    batch = make_batch(lens=[70, 70, 40], query_lens=[1, 6, 1])
+    batch.block_table[1] = batch.block_table[0]
+    batch.block_table[2, :2] = batch.block_table[0, :2]
+    batch.block_table[2, 2] = batch.block_table[0, 4]  # a page of its own kind: the shared run breaks off
+    batch.fill(batch.block_table[2], 40)
+    batch.fill(batch.block_table[0], 70)
+    assert batch.worst_error(batch.run()) < tolerances[torch.float32]
+
+
+@pytest.mark.parametrize("position", [0, 69])
+def test_one_key_may_take_all_the_weight(path: str, make_batch: Any, tolerances: Any, position: int) -> None:
+    batch = make_batch(lens=[70, 70], query_lens=[1, 3])
+    for index in range(2):
+        page, offset = int(batch.block_table[index, position // 16]), position % 16
+        row = int(batch.cu_seqlens_q[index + 1]) - 1
+        batch.k_pages[page, :, offset] = 20 * batch.q[row, ::4]
+    assert batch.worst_error(batch.run()) < tolerances[torch.float32]
+
+
+def test_one_long_sequence_beside_many_short_ones(path: str, make_batch: Any, tolerances: Any) -> None:
+    batch = make_batch(
+        lens=[1] * 31 + [100_000] + [1] * 32, query_lens=[1] * 64, num_kv_heads=1, num_heads=2, page_size=128
+    )
+    assert batch.worst_error(batch.run()) < tolerances[torch.float32]
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_chunks_give_what_one_prefill_gives(path: str, make_batch: Any, tolerances: Any, size: int) -> None:
+    whole = make_batch(lens=[65], query_lens=[65], window=40)
+    expected = whole.run()
+    found = torch.full_like(expected, float("nan"))
+    for start in range(0, 65, size):
+        end = min(65, start + size)
+        found[start:end] = paged_attention(
+            whole.q[start:end],
+            whole.k_pages,
+            whole.v_pages,
+            whole.block_table,
+            torch.tensor([end], dtype=torch.int32),
+            torch.tensor([0, end - start], dtype=torch.int32),
+            softmax_scale=whole.case.head_dim**-0.5,
+            sliding_window=40,
+        )
+    assert whole.worst_error(found) < tolerances[torch.float32]
+
+
+def test_a_tensor_whose_strides_are_padded_is_read_right(path: str, make_batch: Any, tolerances: Any) -> None:
+    batch = make_batch(lens=[70, 33], query_lens=[3, 1], flat=False)
+    for name in ("k_pages", "v_pages"):
+        pages = getattr(batch, name)
+        roomy = torch.full((2 * pages.shape[0], *pages.shape[1:3], 72), float("nan"))[::2, ..., :64]
+        setattr(batch, name, roomy.copy_(pages))
+    assert batch.worst_error(batch.run()) < tolerances[torch.float32]
+
+
+def test_a_plan_for_decode_only_gives_the_same(path: str, make_batch: Any, tolerances: Any) -> None:
+    batch = make_batch(lens=[70, 33, 0], query_lens=[1, 1, 1])
+    plan = plan_attention(batch.block_table, batch.seq_lens, batch.cu_seqlens_q, page_size=16, max_query_len=1)
+    assert batch.worst_error(batch.run(plan)) < tolerances[torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"q": torch.zeros(1, 5, 64)}, r"q \[1, 5, 64\].*a multiple of 2"),
+        ({"q": torch.zeros(1, 8, 64, dtype=torch.float16)}, "one dtype and one device"),
+        ({"q": torch.zeros(1, 8, 128)[..., ::2]}, "contiguous last axis"),
+        ({"k_pages": torch.zeros(4, 2, 16, 32)}, r"pages \[4, 2, 16, 32\]"),
+        ({"k_pages": torch.zeros(4, 2, 24, 64), "v_pages": torch.zeros(4, 2, 24, 64)}, "page_size is 24"),
+        ({"block_table": torch.zeros(2, 4, dtype=torch.int32)}, r"block_table torch.int32 \[2, 4\]"),
+        ({"seq_lens": torch.zeros(1, dtype=torch.int64)}, "seq_lens torch.int64"),
+        ({"sliding_window": -1}, "sliding_window is -1"),
+        ({"out": torch.zeros(2, 8, 64)}, r"out torch.float32 \[2, 8, 64\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(path: str, make_batch: Any, broken: dict[str, Any], message: str) -> None:
+    batch = make_batch(lens=[40], query_lens=[1])
+    arguments = {
+        "q": batch.q,
+        "k_pages": batch.k_pages,
+        "v_pages": batch.v_pages,
+        "block_table": batch.block_table,
+        "seq_lens": batch.seq_lens,
+        "cu_seqlens_q": batch.cu_seqlens_q,
+        "softmax_scale": 1.0,
+    }
+    with pytest.raises(KernelError, match=message):
+        paged_attention(**(arguments | broken))
+
+
+def test_a_plan_of_another_step_is_refused(path: str, make_batch: Any) -> None:
+    batch, other = make_batch(lens=[40], query_lens=[1]), make_batch(lens=[40, 40], query_lens=[1, 1])
+    plan = plan_attention(other.block_table, other.seq_lens, other.cu_seqlens_q, page_size=16)
+    with pytest.raises(KernelError, match="make one plan a step"):
+        batch.run(plan)
