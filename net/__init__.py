@@ -1,0 +1,5 @@
+"""Many machines: who a node is. Links, sessions and routes between nodes are built on it."""
+
+from .identity import Identity, PeerId
+
+__all__ = ["Identity", "PeerId"]
