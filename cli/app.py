@@ -1,0 +1,149 @@
+"""The commands, one thin function each, and ``main``. What they do is imported when they run."""
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from .. import __version__
+from .flags import command
+from .options import LoadFlags, ModelArgument, OutputFlags, SamplingFlags, StopFlags, parse_layers
+from .prompt import PromptFlags
+from .reporting import EXIT_DONE, EXIT_USAGE, print_error, report
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+# The root of typer's own errors: click's ClickException, or the copy of it that newer typers carry
+_TyperError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def main() -> NoReturn:
+    """The console script: runs the command in sys.argv and exits with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end an answer
+    try:
+        code = app(list(arguments), prog_name="hopformer", standalone_mode=False)
+        sys.stdout.flush()
+    except _TyperError as error:
+        return _report_usage(error)
+    except BrokenPipeError as error:
+        return report(error, debug=False)
+    return int(code or EXIT_DONE)
+
+
+def _report_usage(error: Exception) -> int:
+    """The line for flags that typer does not understand."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "hopformer"
+    message = getattr(error, "format_message", error.__str__)()
+    print_error(f"{message.rstrip('.')}; see {path} --help")
+    return EXIT_USAGE
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Runs Llama-family models, on this machine."""
+    if version:
+        print(f"hopformer {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(EXIT_USAGE)
+
+
+@command(app)
+def chat(
+    model: ModelArgument = "demo",
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the model is told before the first message.")
+    ] = None,
+    *,
+    load: LoadFlags,
+    sampling: SamplingFlags,
+    stops: StopFlags,
+) -> int:
+    """Chat with a model.
+
+    With a terminal, help lists the commands and Space, Esc or Ctrl-C stops an answer. Without one, every line of stdin
+    is a turn and stdout has nothing but the answers. An answer may be as long as the context, unless --max-tokens is
+    given.
+    """
+    from .chat import chat
+
+    return chat(model, system, load, sampling, stops)
+
+
+@command(app)
+def generate(
+    model: ModelArgument = "demo",
+    *,
+    prompt: PromptFlags,
+    output: OutputFlags,
+    load: LoadFlags,
+    sampling: SamplingFlags,
+    stops: StopFlags,
+) -> int:
+    """Answer one prompt, for scripts.
+
+    The answer has 256 tokens at most, unless --max-tokens is given. Ctrl-C ends it, prints what there is of it and
+    exits with 130.
+    """
+    from .generate import generate
+
+    return generate(model, prompt, output, load, sampling, stops)
+
+
+@command(app)
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="A hub id, as org/name or org/name@revision.")],
+    layers: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Only what the layers A to B-1 need, such as 0:16.")
+    ] = None,
+) -> int:
+    """Download a model, or only some layers of it, and print its folder."""
+    span = None if layers is None else parse_layers(layers)
+    from .loading import fetch
+
+    print(fetch(repo, span))
+    return EXIT_DONE
+
+
+@command(app, name="id")
+def peer_id(
+    identity: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The key, hopformer/identity.pem in the user's config folder if not given."),
+    ] = None,
+) -> int:
+    """Print this node's peer id, making the key on first use."""
+    from ..net.identity import Identity
+    from .folders import config_folder
+
+    print(Identity.load_or_create(identity or config_folder() / "identity.pem").peer_id)
+    return EXIT_DONE
+
+
+@command(app)
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+) -> int:
+    """Say what this machine can run, and what is missing.
+
+    Exits with 0 when hopformer chat would run.
+    """
+    from .doctor import doctor
+
+    return doctor(json)
