@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .. import __version__
+from .bench import bench_app
 from .flags import command
 from .options import LoadFlags, ModelArgument, OutputFlags, SamplingFlags, StopFlags, parse_layers
 from .prompt import PromptFlags
@@ -17,6 +18,8 @@ from .reporting import EXIT_DONE, EXIT_USAGE, print_error, report
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
+
+app.add_typer(bench_app, name="bench")
 
 # The root of typer's own errors: click's ClickException, or the copy of it that newer typers carry
 _TyperError: type[Exception] = typer.BadParameter.__mro__[2]

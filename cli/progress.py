@@ -1,5 +1,6 @@
-"""Progress bars on stderr while files are fetched and weights are loaded; nothing where stderr is not a terminal."""
+"""Progress bars on stderr while files are fetched and weights are loaded; nothing where none could move."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,12 +11,16 @@ BytesDone = Callable[[int, int, str], None]  # bytes done, bytes in all, the fil
 
 def loading_bar(title: str) -> AbstractContextManager[PartsDone | None]:
     """A bar that counts parts and goes away when it is done."""
-    return _loading_bar(title) if sys.stderr.isatty() else nullcontext(None)
+    return _loading_bar(title) if _can_draw() else nullcontext(None)
 
 
 def download_bars() -> AbstractContextManager[BytesDone | None]:
     """A bar for each file, by bytes; they stay on the screen."""
-    return _download_bars() if sys.stderr.isatty() else nullcontext(None)
+    return _download_bars() if _can_draw() else nullcontext(None)
+
+
+def _can_draw() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
 
 
 @contextmanager

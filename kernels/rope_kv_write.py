@@ -45,6 +45,8 @@ def rope_and_write_kv(
     _check(qkv, cos, sin, positions, slot_mapping, k_pages, v_pages)
     if runs_triton(qkv):
         return _launch(qkv, cos, sin, positions, slot_mapping, k_pages, v_pages)
+    if not len(qkv):
+        return qkv.new_empty(0, qkv.shape[1] // k_pages.shape[3] - 2 * k_pages.shape[1], k_pages.shape[3])
     if positions is not None:
         cos, sin = cos[positions], sin[positions]  # [T, D/2]
     return _rope_and_write_kv_torch(qkv, cos, sin, slot_mapping, k_pages, v_pages)
@@ -129,13 +131,13 @@ def _rope_kv_write_kernel(  # type: ignore[no-untyped-def]
     x2 = tl.load(source + HEAD_DIM // 2, mask=inside, other=0.0)
 
     slot = tl.load(slots_ptr + token)
-    written = slot >= 0
+    written = (tl.zeros([BLOCK_H], tl.int64) <= slot)[:, None]
     page = slot // page_size
     offset = slot % page_size
     v_head = head - num_heads - num_kv_heads
     v_at = v_ptr + page * v_stride_p + v_head[:, None] * v_stride_h + offset * v_stride_s + at[None, :]
-    tl.store(v_at, x1.to(v_ptr.dtype.element_ty), mask=is_v[:, None] & column & written)
-    tl.store(v_at + HEAD_DIM // 2, x2.to(v_ptr.dtype.element_ty), mask=is_v[:, None] & column & written)
+    tl.store(v_at, x1.to(v_ptr.dtype.element_ty), mask=is_v[:, None] & written & column)
+    tl.store(v_at + HEAD_DIM // 2, x2.to(v_ptr.dtype.element_ty), mask=is_v[:, None] & written & column)
 
     row = tl.load(positions_ptr + token) if HAS_POSITIONS else token
     cos = tl.load(cos_ptr + row * cos_stride + at, mask=at < HEAD_DIM // 2, other=0.0)[None, :]
@@ -148,8 +150,8 @@ def _rope_kv_write_kernel(  # type: ignore[no-untyped-def]
     tl.store(q_at, y1.to(q_ptr.dtype.element_ty), mask=is_q[:, None] & column)
     tl.store(q_at + HEAD_DIM // 2, y2.to(q_ptr.dtype.element_ty), mask=is_q[:, None] & column)
     k_at = k_ptr + page * k_stride_p + (head - num_heads)[:, None] * k_stride_h + offset * k_stride_s + at[None, :]
-    tl.store(k_at, y1.to(k_ptr.dtype.element_ty), mask=is_k[:, None] & column & written)
-    tl.store(k_at + HEAD_DIM // 2, y2.to(k_ptr.dtype.element_ty), mask=is_k[:, None] & column & written)
+    tl.store(k_at, y1.to(k_ptr.dtype.element_ty), mask=is_k[:, None] & written & column)
+    tl.store(k_at + HEAD_DIM // 2, y2.to(k_ptr.dtype.element_ty), mask=is_k[:, None] & written & column)
 
 
 def _launch(

@@ -95,8 +95,8 @@ def _draw_in_descending_order(
         ids = weights.topk(count).indices.sort(-1).values if count < weights.shape[1] else None
         candidates = weights if ids is None else weights.gather(1, ids)
         ordered, order = candidates.sort(dim=-1, descending=True, stable=True)  # equals by their id
-        kept = _filter(ordered, total, top_k, top_p, min_p)
-        if ids is None or not bool(kept[:, -1].any()):
+        kept, drops_the_last = _filter(ordered, total, top_k, top_p, min_p)
+        if ids is None or bool(drops_the_last.all()):
             break
     drawn = order.gather(1, _invert(kept, uniform))
     return (drawn if ids is None else ids.gather(1, drawn)).squeeze(1)
@@ -104,8 +104,11 @@ def _draw_in_descending_order(
 
 def _filter(
     ordered: torch.Tensor, total: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
-) -> torch.Tensor:
-    """Descending weights [b, n], out of ``total: [b, 1]``, with those that a filter drops set to 0."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Descending weights [b, n], out of ``total: [b, 1]``, with those that a filter drops set to 0.
+
+    Also whether the first filter that is on drops the last column [b]: then whatever is smaller would not count either.
+    """
     last = top_k.long().clamp(1, ordered.shape[1]) - 1
     kept = ordered.masked_fill((top_k > 0) & (ordered < ordered.gather(1, last)), 0)
     cumulative = kept.cumsum(-1)
@@ -113,7 +116,8 @@ def _filter(
     before = cumulative - kept
     beyond = (top_p < 1) & (before >= top_p * total)
     beyond[:, 0] = False
-    return kept.masked_fill_(beyond | (ordered < min_p), 0)
+    drops_the_last = torch.where(top_k > 0, kept[:, -1:] == 0, beyond[:, -1:])
+    return kept.masked_fill_(beyond | (ordered < min_p), 0), drops_the_last
 
 
 def _weights(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:

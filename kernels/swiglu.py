@@ -64,5 +64,6 @@ def _swiglu_kernel(  # type: ignore[no-untyped-def]
     inside = at < size
     gate = tl.load(gate_up_ptr + row * gate_up_stride + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * gate_up_stride + size + at, mask=inside, other=0.0).to(tl.float32)
-    y = gate / (1.0 + tl.exp2(gate * -LOG2_E)) * up
+    decay = tl.exp2(tl.abs(gate) * -LOG2_E)  # at most 1, whatever the gate
+    y = gate * tl.where(gate >= 0.0, 1.0, decay) / (1.0 + decay) * up
     tl.store(y_ptr + row * size + at, y.to(y_ptr.dtype.element_ty), mask=inside)

@@ -38,15 +38,6 @@ class ModelPart:
         """Everything."""
         return cls(0, config.num_layers)
 
-    def tensor_names(self, config: ModelConfig) -> list[str]:
-        """The names of all tensors that the part needs."""
-        tensors = [tensor for index in range(self.start, self.end) for tensor in layer_tensors(config, index).values()]
-        if self.embed:
-            tensors.append(embed_tensor(config))
-        if self.head:
-            tensors.extend(head_tensors(config).values())
-        return sorted({name for name, _ in tensors})
-
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -116,7 +107,7 @@ def _load_embed(reader: _Reader, config: ModelConfig) -> Embed:
 
 
 def _load_head(reader: _Reader, config: ModelConfig) -> Head:
-    tensors = head_tensors(config)
+    tensors = head_tensors(config, reader.files.names)
     return Head(reader.copy(tensors["norm"]), reader.project(tensors, "head"), config.rms_norm_eps)
 
 

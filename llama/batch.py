@@ -69,6 +69,12 @@ class ForwardBatch:
             block_table=block_table,
             seq_lens=seq_lens,
             cu_seqlens_q=cu_seqlens_q,
-            plan=plan_attention(block_table, seq_lens, cu_seqlens_q, page_size=size),
+            plan=plan_attention(
+                block_table,
+                seq_lens,
+                cu_seqlens_q,
+                page_size=size,
+                max_query_len=max(chunk.num_tokens for chunk in chunks),
+            ),
             longest=max(ends),
         )

@@ -140,9 +140,9 @@ class PrefixCache:
             assert 0 < len(node.tokens) <= size
             assert len(node.tokens) == size or not node.children, "a page that is not full has a successor"
             assert self._pool.references(node.page) > 0
-            assert self._pool.references(node.page) > 1 or all(self._pool.references(child.page) == 1 for child in node.children.values()), (
-                "a page is in use, and the one before it is not"
-            )
+            assert self._pool.references(node.page) > 1 or all(
+                self._pool.references(child.page) == 1 for child in node.children.values()
+            ), "a page is in use, and the one before it is not"
 
     def _remove(self, node: Node) -> None:
         assert node.parent is not None

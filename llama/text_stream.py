@@ -146,8 +146,10 @@ class TextStream:
     def _stop(self, text_stopped: bool, num_tokens: int) -> str:
         """End at a stop text, a stop sequence of ``num_tokens`` or, where both match, at the one that begins first."""
         self.stopped = True
-        pieces = [self._ready] if text_stopped else []
+        pieces = []
         if num_tokens:
             length, rest = self._marks[-num_tokens]
             pieces.append(self._ready[:length] + rest)
-        return min(pieces, key=len)
+        if text_stopped:
+            pieces.append(self._ready)
+        return min(pieces, key=len)  # as long as the other, the first has half a character where the sequence begins

@@ -9,6 +9,7 @@ one leaves memory at its end, and a tensor that is kept holds only the pages tou
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,6 @@ class TensorFiles:
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Files mapped inside are unmapped at the end, but for those that a tensor still looks into."""
-        self._handles.clear()
         try:
             yield
         finally:
@@ -88,8 +88,7 @@ class TensorFiles:
         Raises:
             WeightsError: it is missing.
         """
-        handle, stored, _ = self._locate(name)
-        return tuple(handle.get_slice(stored).get_shape())
+        return self._find(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype in which the tensor ``name`` is stored.
@@ -97,11 +96,7 @@ class TensorFiles:
         Raises:
             WeightsError: it is missing, or none of bfloat16, float16 and float32.
         """
-        handle, stored, path = self._locate(name)
-        dtype = handle.get_slice(stored).get_dtype()
-        if dtype not in _DTYPES:
-            raise WeightsError(f"{path}: tensor {stored} is stored as {dtype}; expected one of {', '.join(_DTYPES)}")
-        return _DTYPES[dtype]
+        return self._find(name).dtype
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The tensor ``name`` as ``dtype``: a view of the mapped file where it is stored so, else converted.
@@ -109,27 +104,53 @@ class TensorFiles:
         Raises:
             WeightsError: it is missing, of another shape or not of a floating dtype that we read.
         """
-        handle, stored, path = self._locate(name)
-        found = self.shape(name)
-        if found != tuple(shape):
-            raise WeightsError(f"{path}: tensor {stored} has shape {list(found)}; config.json makes it {list(shape)}")
-        self.dtype(name)
-        return handle.get_tensor(stored).to(dtype)
+        found = self._find(name)
+        if found.shape != tuple(shape):
+            raise WeightsError(
+                f"{found.path}: tensor {found.name} has shape {list(found.shape)}; config.json makes it {list(shape)}"
+            )
+        stored = found.dtype  # before anything is mapped: a dtype that we do not read is refused
+        tensor: Tensor = found.handle.get_tensor(found.name)
+        assert tensor.dtype == stored
+        return tensor.to(dtype)
 
-    def _locate(self, name: str) -> tuple[Any, str, Path]:
-        """The mapped file that holds the tensor, its name there, and the file's path."""
+    def _find(self, name: str) -> "_Found":
         stored = _stored_name(name, self._files)
         if stored is None:
             raise WeightsError(f"{self.folder}: tensor {name} is in none of the *.safetensors files")
         path = self.folder / self._files[stored]
-        if not path.exists():
-            raise WeightsError(f"{path} is missing; it holds tensor {stored}; fetch the model again")
         if path.name not in self._handles:
+            if not path.exists():
+                raise WeightsError(f"{path} is missing; it holds tensor {stored}; fetch the model again")
             self._handles[path.name] = _map(path)
         handle = self._handles[path.name]
-        if stored not in handle.keys():  # noqa: SIM118 - not a dict
-            raise WeightsError(f"{path}: tensor {stored} is missing, though {INDEX_NAME} says it is there")
-        return handle, stored, path
+        try:
+            return _Found(path, stored, handle, handle.get_slice(stored))
+        except SafetensorError:
+            raise WeightsError(f"{path}: tensor {stored} is missing, though {INDEX_NAME} says it is there") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A tensor in a mapped file; ``view`` is the library's, which knows its header and has read nothing else."""
+
+    path: Path
+    name: str
+    handle: Any
+    view: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.view.get_shape())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        stored = self.view.get_dtype()
+        if stored not in _DTYPES:
+            raise WeightsError(
+                f"{self.path}: tensor {self.name} is stored as {stored}; expected one of {', '.join(_DTYPES)}"
+            )
+        return _DTYPES[stored]
 
 
 def read_index(path: Path) -> dict[str, str]:

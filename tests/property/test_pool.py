@@ -1,9 +1,9 @@
 """A state machine over SequenceTable, PagePool and PrefixCache, with a model of what lies in every slot of memory.
 
-The memory model does what a runner does: it carries page copies out and writes each new token into its slot, not as a bare
-token but as the whole prefix that ends in it, because keys and values depend on everything before them. So wrong sharing,
-a forgotten copy, a slot overwritten under somebody who reads it, or a wrong hit of the prefix cache shows as a sequence
-that reads back something other than its own prefixes.
+The memory model does what a runner does: it carries page copies out and writes each new token into its slot, not as a
+bare token but as the whole prefix that ends in it, because keys and values depend on everything before them. So wrong
+sharing, a forgotten copy, a slot overwritten under somebody who reads it, or a wrong hit of the prefix cache shows as a
+sequence that reads back something other than its own prefixes.
 """
 
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
-"""A state machine over Scheduler and SequenceTable with a made-up model that draws each token from all tokens before it.
+"""A state machine over Scheduler and SequenceTable, with a made-up model that draws a token from all tokens before it.
 
-The made-up model reads the state it goes on from out of the slots of paged memory, as attention reads keys and values. So
-whatever chunking, batching, preemption, prefix caching and page copying do, a request must end with exactly the tokens
-that it would get alone; and it must end.
+The made-up model reads the state it goes on from out of the slots of paged memory, as attention reads keys and
+values. So whatever chunking, batching, preemption, prefix caching and page copying do, a request must end with
+exactly the tokens that it would get alone; and it must end.
 """
 
 from dataclasses import dataclass
@@ -94,9 +94,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_sequences=st.integers(1, 6),
         has_cache=st.sampled_from([True, True, False]),
     )
-    def start(
-        self, page_size: int, num_pages: int, max_batch_tokens: int, max_sequences: int, has_cache: bool
-    ) -> None:
+    def start(self, page_size: int, num_pages: int, max_batch_tokens: int, max_sequences: int, has_cache: bool) -> None:
         self.pool = PagePool(num_pages, page_size)
         self.cache = PrefixCache(self.pool) if has_cache else None
         self.table = SequenceTable(self.pool, self.cache)

@@ -14,10 +14,10 @@ class Screen(io.StringIO):
         return True
 
 
-def be_at_terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
+def be_at_terminal(monkeypatch: pytest.MonkeyPatch, term: str = "xterm") -> Screen:
     """From within the test, since pytest puts its own stderr in place when a test begins."""
     screen = Screen()
-    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TERM", term)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr", screen)
     return screen
@@ -27,6 +27,13 @@ def test_without_a_terminal_nobody_counts(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sys.stderr", io.StringIO())
     with loading_bar("loading") as parts, download_bars() as bytes_done:
         assert parts is None and bytes_done is None
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = be_at_terminal(monkeypatch, term="dumb")
+    with loading_bar("loading") as parts, download_bars() as bytes_done:
+        assert parts is None and bytes_done is None
+    assert screen.getvalue() == ""
 
 
 def test_a_loading_bar_shows_its_title_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

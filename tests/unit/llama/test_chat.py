@@ -8,7 +8,7 @@ import transformers
 
 from hopformer.errors import TemplateError
 from hopformer.llama.chat import Chat
-from hopformer.llama.templates import Message, load_chat_template
+from hopformer.llama.templates import ChatTemplate, Message, load_chat_template
 from hopformer.llama.tokenizer import Tokenizer
 
 FolderMaker = Callable[..., Path]
@@ -103,11 +103,11 @@ def test_the_next_prompt_is_the_last_one_and_what_was_generated_and_the_new_turn
         assert prompt[: len(context)] == context
         if kind == "byte-level":
             assert tokenizer.decode(prompt, skip_special_tokens=False) == template.render(messages)
-        answer = letters(tokenizer, "helo")
+        answer = letters(tokenizer, "hello")
         if ended:
             answer.append(end_id(tokenizer, family_name))
         chat.answered(answer, tokenizer.decode(answer))
-        messages.append(say("assistant", "helo"))
+        messages.append(say("assistant", "hello"))
         context = prompt + answer
         assert list(chat.token_ids) == context
         assert chat.num_tokens == len(context)
@@ -161,6 +161,14 @@ def test_the_tokens_of_a_stop_text_do_not_stay_in_the_context(tokenizer_folder: 
     assert text == "User: hello\nAssistant: there\nUser: bye\nAssistant:"
 
 
+def test_the_text_behind_an_answer_gets_no_space_before_its_first_word(tokenizer_folder: FolderMaker) -> None:
+    tokenizer = Tokenizer.load(tokenizer_folder("byte-fallback"))
+    chat = Chat(tokenizer, ChatTemplate("bare", "{% for m in messages %}{{ m.content + '/' }}{% endfor %}"))
+    chat.prompt_for("hello")
+    chat.answered(tokenizer.encode("there", add_special_tokens=False), "there")
+    assert tokenizer.decode(chat.prompt_for("world")) == "hello/ there/world/"
+
+
 @pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
 def test_a_token_with_the_end_of_the_answer_and_the_start_of_a_stop_is_split(
     kind: str, tokenizer_folder: FolderMaker
@@ -182,7 +190,7 @@ def test_undo_drops_the_question_and_clear_drops_everything_but_the_system_messa
     chat.undo()
     assert chat.num_tokens == 0
     assert chat.prompt_for("hello") == first
-    chat.answered(letters(Tokenizer.load(folder), "helo"), "helo")
+    chat.answered(letters(Tokenizer.load(folder), "hello"), "hello")
     before = chat.token_ids
     chat.prompt_for("again")
     chat.undo()
@@ -204,9 +212,11 @@ def test_text_that_looks_like_the_mark_of_an_answer_is_only_text(chat_folder: Fo
     folder = chat_folder("byte-level", "chatml")
     tokenizer = Tokenizer.load(folder)
     chat = open_chat(folder)
-    for question in ["hopformer-answer-0-ends", "hopformer-answer-x-1-ends"]:
+    context: list[int] = []
+    for question in ["hopformer-answer-0-ends", "hopformer-answer-x-1-ends", "hello"]:
         prompt = chat.prompt_for(question)
-        answer = [*letters(tokenizer, "helo"), end_id(tokenizer, "chatml")]
-        chat.answered(answer, "helo")
-    after = tokenizer.decode(chat.prompt_for("bye")[len(prompt) + len(answer) :], skip_special_tokens=False)
-    assert after == "\n<|im_start|>user\nbye<|im_end|>\n<|im_start|>assistant\n"
+        assert prompt[: len(context)] == context
+        assert question in tokenizer.decode(prompt[len(context) :])
+        answer = [*letters(tokenizer, "hello"), end_id(tokenizer, "chatml")]
+        chat.answered(answer, "hello")
+        context = prompt + answer

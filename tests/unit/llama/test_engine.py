@@ -1,4 +1,4 @@
-"""Engine: how requests start, stop, are cancelled and are read as streams, over a runner that counts instead of computing.
+"""Engine: how requests start, stop, are cancelled and are read as streams, over a runner that only counts.
 
 What a real model answers: test_model.py; that seeds, batches and preemption do not change it: test_runner.py.
 """

@@ -1,5 +1,6 @@
 """LocalRunner on a small random model: batches, pages, forks and preemption must not change what is drawn."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ SEEDED = SamplingParams(temperature=1.2, top_k=40, top_p=0.97, seed=7)
 PROMPT = [5, 17, 3, 44, 44, 9, 28]
 
 Loaded = tuple[transformers.PreTrainedModel, Model]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The model is so small that a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

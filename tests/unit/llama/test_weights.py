@@ -175,6 +175,8 @@ def test_a_kept_tensor_outlives_its_scope_and_a_dropped_one_is_unmapped(tmp_path
     mappings = Path("/proc/self/maps").read_text()
     assert mappings.count(str(tmp_path)) == 1  # the kept one's: the other left with its last tensor
     assert address != kept.data_ptr() and torch.equal(kept, values["kept"])
+    del kept
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_span_needs_only_the_files_of_its_layers(save_model: SaveModel) -> None:

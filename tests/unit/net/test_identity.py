@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+
 from hopformer.errors import IdentityError
 from hopformer.net import Identity, PeerId
 from hopformer.net.identity import PEER_ID_LENGTH
