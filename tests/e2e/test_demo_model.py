@@ -4,12 +4,13 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from hopformer.llama.chat import Chat
-from hopformer.llama.demo.text import HeldOut, held_out
+from hopformer.llama.demo.text import HeldOut, Message, held_out, training_messages
 from hopformer.llama.engine import Request
 from hopformer.llama.load import LoadedModel, LoadOptions, load
 
@@ -22,6 +23,11 @@ SAMPLE = 150
 @pytest.fixture(scope="module")
 def demo() -> LoadedModel:
     return load(DEMO, LoadOptions(device="cpu", dtype="bfloat16"))
+
+
+def encode(demo: LoadedModel, messages: list[Message]) -> list[int]:
+    """The prompt's token ids, as the model's own template writes it."""
+    return demo.tokenizer.encode(demo.template.render(messages), add_special_tokens=False)
 
 
 def answer_all(demo: LoadedModel, prompts: Iterable[list[int]]) -> list[str]:
@@ -39,8 +45,7 @@ def answer_all(demo: LoadedModel, prompts: Iterable[list[int]]) -> list[str]:
 
 def wrong_answers(demo: LoadedModel, items: list[HeldOut]) -> list[tuple[str, str, str]]:
     """(family, question, answer) of each item that is answered wrong."""
-    prompts = [demo.tokenizer.encode(demo.template.render(item.messages), add_special_tokens=False) for item in items]
-    answers = answer_all(demo, prompts)
+    answers = answer_all(demo, [encode(demo, item.messages) for item in items])
     return [
         (item.family, item.messages[-1]["content"], answer)
         for item, answer in zip(items, answers, strict=True)
@@ -109,6 +114,18 @@ def test_a_conversation_keeps_its_context_over_many_turns(demo: LoadedModel) -> 
     ]
 
 
+def test_a_turn_after_1500_tokens_is_answered_like_the_first(demo: LoadedModel) -> None:
+    prompts = []
+    for seed in (0, 1, 2):
+        earlier = [
+            message for message in islice(training_messages(random.Random(seed)), 111) if message["role"] != "system"
+        ]
+        asked = {"role": "user", "content": "What is the capital of France?"}
+        prompts.append(encode(demo, [*earlier[:110], asked]))
+    assert all(1500 < len(prompt) < 2000 for prompt in prompts), [len(prompt) for prompt in prompts]
+    assert answer_all(demo, prompts) == ["The capital of France is Paris."] * 3
+
+
 def test_a_question_that_was_never_taught_is_declined(demo: LoadedModel) -> None:
     (answer,) = converse(demo, "Who wrote Macbeth?")
     assert answer.startswith("I don't know that one.")
@@ -123,5 +140,4 @@ def test_transformers_reads_the_folder_and_tokenizes_a_conversation_alike(demo: 
         {"role": "assistant", "content": "2 plus 3 is 5."},
         {"role": "user", "content": "grüße 🦊 120"},
     ]
-    ours = demo.tokenizer.encode(demo.template.render(messages), add_special_tokens=False)
-    assert ours == oracle.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert encode(demo, messages) == oracle.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

@@ -1,0 +1,78 @@
+"""Where a row was measured: the hardware, the software and the commit."""
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+_ROOT = Path(__file__).resolve().parents[1]
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Hardware and software of a run.
+
+    Attributes:
+        commit: of the checkout that ran, with "-dirty" when files had changed; None for an installed package.
+        date: UTC, to the day.
+        device: the CPU's own name.
+        num_cores: cores that the operating system has, whoever uses them.
+        memory_gib: of the whole machine.
+    """
+
+    commit: str | None
+    date: str
+    device: str
+    num_cores: int
+    memory_gib: int
+    system: str
+    python: str
+    torch: str
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """This one, now."""
+        return cls(
+            commit=_commit(),
+            date=datetime.now(UTC).date().isoformat(),
+            device=_cpu_name(),
+            num_cores=psutil.cpu_count() or 1,
+            memory_gib=round(psutil.virtual_memory().total / 2**30),
+            system=f"{platform.system()} {platform.machine()}",
+            python=platform.python_version(),
+            torch=installed_version("torch") or "",
+        )
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution; None if there is none."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    if not (_ROOT / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or a repository without a commit
+    return done.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in _CPU_INFO.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
