@@ -27,13 +27,19 @@ class PrefillConfig:
     num_stages: int
 
 
-def prefill_config(dtype: torch.dtype, head_dim: int) -> PrefillConfig:
-    """The configuration for one dtype and head_dim; each compiles for sm_80 to sm_90 without spilling a register."""
+def prefill_config(dtype: torch.dtype, head_dim: int, capability: int) -> PrefillConfig:
+    """The configuration for a dtype and head_dim on a device of CUDA's major ``capability``.
+
+    Compiled for sm_80 and sm_90 none spills a register. 64 keys a tile at head_dim 128 do only where accumulators of
+    the tensor cores are spread over a whole warp group (9) or have a memory of their own (10).
+    """
     if INTERPRETED:  # its time goes by operations, whatever their size
         return PrefillConfig(256, 128, 1, 1)
     if dtype == torch.float32:
-        return PrefillConfig(64, 32, 8, 2) if head_dim <= 128 else PrefillConfig(32, 16, 8, 2)
-    return PrefillConfig(128, 64, 8, 3) if head_dim <= 128 else PrefillConfig(64, 32, 8, 2)
+        return PrefillConfig(64, 32, 8, 2) if head_dim <= 64 else PrefillConfig(32, 16, 4 if head_dim <= 128 else 8, 2)
+    if head_dim > 128:
+        return PrefillConfig(64, 32, 8, 2)
+    return PrefillConfig(128, 64 if head_dim <= 64 or capability in (9, 10) else 32, 8, 3)
 
 
 def paged_prefill(
@@ -50,7 +56,8 @@ def paged_prefill(
     """Write the rows of ``out`` that belong to sequences of more than one query or to none; already checked."""
     num_kv_heads, page_size, head_dim = k_pages.shape[1:]
     group_size = q.shape[1] // num_kv_heads
-    config = prefill_config(q.dtype, head_dim)
+    capability = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
+    config = prefill_config(q.dtype, head_dim, capability)
     block_m = max(config.block_m, next_power_of_2(group_size))
     block_q = block_m // group_size
     key = ("prefill tiles", len(q), block_q)

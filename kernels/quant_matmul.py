@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from ..errors import KernelError
 from .backend import jit, next_power_of_2, runs_triton, tl
 
-_BLOCK_N, _BLOCK_K = 64, 128
-_MAX_BLOCK_M = 64
+_BLOCK_N = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +113,19 @@ def _launch(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
     y = torch.empty(rows, features, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    block_m = min(_MAX_BLOCK_M, max(16, next_power_of_2(rows)))
+    # F32 tiles are multiplied without tensor cores; larger ones would spill registers.
+    max_block_m, block_k, num_stages = (16, 64, 2) if x.dtype == torch.float32 else (64, 128, 3)
+    block_m = min(max_block_m, max(16, next_power_of_2(rows)))
     grid = (-(-features // _BLOCK_N), -(-rows // block_m))
-    common = {"BLOCK_M": block_m, "BLOCK_N": _BLOCK_N, "num_warps": 4, "num_stages": 3}
+    common = {"BLOCK_M": block_m, "BLOCK_N": _BLOCK_N, "num_warps": 4, "num_stages": num_stages}
     if weight.lows is None:
         _w8_kernel[grid](
-            x, weight.codes, weight.scales, y, rows, features, size, x.stride(0), BLOCK_K=_BLOCK_K, **common
+            x, weight.codes, weight.scales, y, rows, features, size, x.stride(0), BLOCK_K=block_k, **common
         )
     else:
         tensors = (x, weight.codes, weight.scales, weight.lows, y)
         _w4_kernel[grid](
-            *tensors, rows, features, size, x.stride(0), GROUP_SIZE=weight.group_size, BLOCK_J=_BLOCK_K // 2, **common
+            *tensors, rows, features, size, x.stride(0), GROUP_SIZE=weight.group_size, BLOCK_J=block_k // 2, **common
         )
     return y
 

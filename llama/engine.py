@@ -105,11 +105,12 @@ class Engine:
         self._answers: dict[str, _Answer] = {}
         self._by_sequence: dict[int, _Answer] = {}
         self._next_sequence_id = 0
+        self._unclaimed: list[Output] = []
 
     @property
     def has_work(self) -> bool:
-        """Whether a request is in flight."""
-        return self._scheduler.has_work
+        """Whether ``step`` has something to do or to tell."""
+        return self._scheduler.has_work or bool(self._unclaimed)
 
     @property
     def max_context(self) -> int:
@@ -135,16 +136,9 @@ class Engine:
         self._scheduler.add(sequence)
 
     def step(self) -> list[Output]:
-        """Run one pass; returns what it added to each request that got a token. Nothing to do returns nothing."""
-        plan = self._scheduler.schedule()
-        if not plan:
-            return []
-        results = self._runner.step([self._item(scheduled) for scheduled in plan])
-        outputs = []
-        for scheduled, drawn in zip(plan, results, strict=True):
-            self._scheduler.computed(scheduled)
-            if drawn:
-                outputs.append(self._accept(self._by_sequence[scheduled.sequence.sequence_id], drawn))
+        """Run one pass; returns what it, and passes that streams ran, added to each request that is not a stream's."""
+        self._pass()
+        outputs, self._unclaimed = self._unclaimed, []
         return outputs
 
     def cancel(self, request_id: str) -> Output | None:
@@ -168,14 +162,28 @@ class Engine:
         """Assert every invariant of the engine and its scheduler."""
         self._scheduler.check_integrity()
         assert len(self._answers) == len(self._by_sequence)
-        assert self.has_work == bool(self._answers), "a request is in flight that nobody computes"
+        assert self._scheduler.has_work == bool(self._answers), "a request is in flight that nobody computes"
+
+    def _pass(self) -> None:
+        """Compute what the scheduler chooses; outputs go to their streams, or wait for ``step``."""
+        plan = self._scheduler.schedule()
+        if not plan:
+            return
+        results = self._runner.step([self._item(scheduled) for scheduled in plan])
+        for scheduled, drawn in zip(plan, results, strict=True):
+            self._scheduler.computed(scheduled)
+            if drawn:
+                answer = self._by_sequence[scheduled.sequence.sequence_id]
+                output = self._accept(answer, drawn)
+                if answer.unread is None:
+                    self._unclaimed.append(output)
 
     def _outputs_of(self, answer: _Answer, unread: deque[Output]) -> Iterator[Output]:
         request_id = answer.request.request_id
         try:
             while True:
                 while not unread:
-                    self.step()
+                    self._pass()
                 output = unread.popleft()
                 yield output
                 if output.finish_reason is not None:

@@ -1,6 +1,7 @@
 """From a model folder to something that answers: config, tokenizer, template, weights, memory and engine together."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,10 +90,10 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", name, re.ASCII)
+    if found is None:
         raise UsageError(f"--device {name} is unknown; use auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if name != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():
         raise DeviceError(
             f"--device {name} is not there: torch sees {torch.cuda.device_count()} GPUs; use --device cpu"
         )
@@ -130,9 +131,12 @@ def count_pages(shape: KVShape, max_context: int, page_size: int, free_bytes: in
     one_context = -(-max_context // page_size)
     affordable = int(free_bytes * MEMORY_SHARE) // page_bytes
     if affordable < one_context:
+        fitting = (
+            f"pass --max-context {affordable * page_size}" if affordable else "free memory, or take a smaller model"
+        )
         raise DeviceError(
             f"a context of {max_context} tokens needs {one_context * page_bytes / 2**30:.2f} GiB for keys and values, "
-            f"{free_bytes * MEMORY_SHARE / 2**30:.2f} GiB can be used; pass --max-context {affordable * page_size}"
+            f"{free_bytes * MEMORY_SHARE / 2**30:.2f} GiB can be used; {fitting}"
         )
     return min(affordable, one_context * MAX_CONTEXTS_IN_POOL)
 

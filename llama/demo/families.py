@@ -131,6 +131,8 @@ def draw_pair(rng: random.Random, held_out: bool = False, limit: int | None = No
     while True:
         top = limit if limit is not None else SMALL if rng.random() < 0.6 else LARGEST
         a, b = rng.randrange(top + 1), rng.randrange(top + 1)
+        if not held_out and rng.random() < 0.05:
+            b = a  # else one pair in sixty would be of equal numbers, too few to learn what is special about them
         if ((min(a, b), max(a, b)) in HELD_OUT_PAIRS) == held_out:
             return a, b
 

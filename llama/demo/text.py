@@ -114,7 +114,7 @@ def sloppy(rng: random.Random, turn: Turn) -> str:
         return text[:1].upper() + text[1:]
     if not turn.keeps_case and rng.random() < 0.6:
         text = text.lower()
-    elif not turn.keeps_case and rng.random() < 0.1:
+    elif not turn.keeps_case and rng.random() < 0.2:
         text = text.upper()
     if text[-1] in ".?!" and len(text) > 3 and rng.random() < 0.6:
         text = text[:-1] + rng.choice(("", "", "", "", " ?", "!", "??", "."))

@@ -60,7 +60,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """The environment of a command: a home of its own, no settings of whoever runs the tests, no way to the hub."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     own = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    return {**kept, **own, "LANG": "C.UTF-8", "TERM": "xterm", "OMP_NUM_THREADS": "2"}
+    return {**kept, **own, "LANG": "C.UTF-8", "TERM": "xterm", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def hopformer_process(environment: dict[str, str], tmp_path: Path) -> Hopformer:
             encoding="utf-8",
             env=environment,
             cwd=tmp_path,
-            timeout=120,
+            timeout=240,
             check=False,
         )
 

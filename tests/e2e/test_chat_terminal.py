@@ -10,6 +10,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
+pytestmark = pytest.mark.slow  # every test is a process that loads torch
+
 Chat = Callable[..., pexpect.spawn]
 PROMPT = r">(?: |\x08\x1b\[2C)"  # the line editor moves over a blank instead of writing it
 TAKEN = "\x1b[?2004l"  # the line editor has put the terminal back: what follows is the answer's

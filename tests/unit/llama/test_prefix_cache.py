@@ -105,6 +105,14 @@ def test_a_page_that_fills_up_is_extended_in_place(cache: PrefixCache, pool: Pag
     cache.check_integrity()
 
 
+def test_a_page_is_not_extended_to_tokens_that_another_page_stands_for(cache: PrefixCache, pool: PagePool) -> None:
+    (short,) = remember(cache, pool, [1, 2])
+    (full,) = remember(cache, pool, [1, 2, 3, 4])
+    assert cache.insert(cache.root, [1, 2, 3, 4], short.page) is None
+    cache.check_integrity()
+    assert found(cache, [1, 2, 3, 4]) == ([full.page], 4) and short.tokens == (1, 2)
+
+
 def test_a_page_known_with_more_tokens_is_not_shortened(cache: PrefixCache, pool: PagePool) -> None:
     (node,) = remember(cache, pool, [1, 2, 3])
     assert cache.insert(cache.root, [1, 2], node.page) is node
