@@ -11,14 +11,18 @@ weights times V, take three quarters of its time.
     q [T, H, D]   G = H / K query heads a KV head   N keys of a sequence   R rows of a tile, over n keys
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 from .attention_plan import AttentionPlan
-from .attention_schedule_cpu import CpuSchedule, DecodeGroup, SequenceWork, build_cpu_schedule
+from .attention_schedule_cpu import TILE_ROWS, CpuSchedule, DecodeGroup, SequenceWork, build_cpu_schedule
 
 # A single F32 sum over more keys than this loses its last digits (6e-6 at 100,000), so it is taken in parts.
 LONG_KEYS = 8192
+# Scores that a bf16 prefill may hold at once, with their weights 96 MiB: tiles of 32 heads over 16,384 keys.
+MAX_SCORES = 1 << 24
 
 
 def paged_attention_cpu(
@@ -69,11 +73,11 @@ class _Layer:
             out[start:end] = 0
         if schedule.num_rows < out.shape[0]:
             out[schedule.num_rows :] = 0
-        in_bf16 = self.q.dtype == torch.bfloat16 and not self.softcap
+        is_bf16 = self.q.dtype == torch.bfloat16 and not self.softcap
         for work in schedule.sequences:
             if not work.tiles:
                 out[work.first_row] = self.decode(work)[0]
-            elif in_bf16:
+            elif is_bf16 and self.q.shape[1] * TILE_ROWS * work.num_keys <= MAX_SCORES:
                 self.prefill_bf16(work, out, plan)
             else:
                 self.prefill(work, out)
@@ -95,36 +99,31 @@ class _Layer:
         k = k[:, None].expand(-1, self.group_size, -1, -1)
         v = v[:, None].expand(-1, self.group_size, -1, -1)
         for tile in work.tiles:
-            rows, keys = slice(tile.row_start, tile.row_end), slice(tile.key_start, tile.key_end)
-            y = self._attend(q[rows].permute(1, 2, 0, 3), k[:, :, keys], v[:, :, keys], tile.mask)  # [K, G, R, D]
-            out[rows] = y.permute(2, 0, 1, 3)
+            k_tile, v_tile = k[:, :, tile.keys], v[:, :, tile.keys]  # [K, G, n, D]
+            y = self._attend(q[tile.rows].permute(1, 2, 0, 3), k_tile, v_tile, tile.mask)  # [K, G, R, D]
+            out[tile.rows] = y.permute(2, 0, 1, 3)
 
     def prefill_bf16(self, work: SequenceWork, out: torch.Tensor, plan: AttentionPlan) -> None:
         """`prefill` for bf16 without a soft-cap."""
-        kv, group = self.num_kv_heads, self.group_size
-        first, last = work.tiles[0].row_start, work.tiles[-1].row_end
+        kv, group, rows = self.num_kv_heads, self.group_size, slice(work.tiles[0].row_start, work.tiles[-1].row_end)
         k, v = self._keys_and_values(work)  # [K, N, D]
         k = k.float().transpose(1, 2)  # [K, D, N]
-        q = self.q[first:last].unflatten(1, (kv, group)).transpose(0, 1).float()  # [K, rows, G, D]
-        q = q.mul_(self.scale).flatten(1, 2)  # [K, rows * G, D]
-        out = out.unflatten(1, (kv, group)).transpose(0, 1)  # [K, T, G, D]
-        size = (
-            kv * group * max((tile.row_end - tile.row_start) * (tile.key_end - tile.key_start) for tile in work.tiles)
-        )
+        q = self.q[rows].unflatten(1, (kv, group)).transpose(0, 1).float().mul_(self.scale)  # [K, rows, G, D]
+        out = out[rows].unflatten(1, (kv, group)).transpose(0, 1)
+        size = self.q.shape[1] * TILE_ROWS * work.num_keys
         scores = plan.schedule(("cpu scores", size), lambda: torch.empty(size))
         weights = plan.schedule(("cpu weights", size), lambda: torch.empty(size, dtype=torch.bfloat16))
         for tile in work.tiles:
-            rows, keys = tile.row_end - tile.row_start, tile.key_end - tile.key_start
-            shape, used = (kv, rows * group, keys), kv * group * rows * keys
-            q_rows = slice((tile.row_start - first) * group, (tile.row_end - first) * group)
-            s, p = scores[:used].view(shape), weights[:used].view(shape)  # [K, R * G, n]
-            torch.bmm(q[:, q_rows], k[:, :, tile.key_start : tile.key_end], out=s)
+            own = slice(tile.row_start - rows.start, tile.row_end - rows.start)
+            q_tile, k_tile, v_tile = q[:, own], k[:, :, tile.keys], v[:, tile.keys]
+            shape = (*q_tile.shape[:3], k_tile.shape[2])  # [K, R, G, n]
+            s = scores[: math.prod(shape)].view(shape)
+            p = weights[: math.prod(shape)].view(shape).flatten(1, 2)
+            torch.bmm(q_tile.flatten(1, 2), k_tile, out=s.view(p.shape))
             if tile.mask is not None:
-                masked = s.view(kv, rows, group, keys)[..., tile.unmasked :]
-                masked += tile.mask[:, None, tile.unmasked :]
-            p.copy_(torch.softmax(s, -1, out=s))
-            y = torch.bmm(p, v[:, tile.key_start : tile.key_end])  # [K, R * G, D]
-            out[:, tile.row_start : tile.row_end] = y.unflatten(1, (rows, group))
+                s[..., tile.unmasked :] += tile.mask[:, None, tile.unmasked :]
+            p.copy_(torch.softmax(s, -1, out=s).view(p.shape))
+            out[:, own] = torch.bmm(p, v_tile).view_as(q_tile)
 
     def decode_group(self, group: DecodeGroup, out: torch.Tensor) -> None:
         """One query each of ``b`` sequences over keys gathered slot by slot and padded to the longest."""

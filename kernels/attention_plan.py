@@ -79,10 +79,11 @@ def plan_attention(
         seq_lens: [B] int32, the new tokens included.
         cu_seqlens_q: [B + 1] int32, from 0.
         page_size: tokens in a page.
-        max_query_len: an upper bound of the step's query lengths; with 1 a GPU launches no prefill.
+        max_query_len: an upper bound of the step's query lengths. With 1, which asks that every row of q belongs to a
+            sequence, a GPU launches no prefill.
 
     Raises:
-        KernelError: shapes or dtypes that do not belong together.
+        KernelError: shapes, dtypes or devices that do not belong together.
     """
     batch = seq_lens.shape[0]
     shapes_fit = block_table.ndim == 2 and block_table.shape[0] == batch and cu_seqlens_q.shape == (batch + 1,)
@@ -92,4 +93,10 @@ def plan_attention(
             f"{list(seq_lens.shape)} and cu_seqlens_q {cu_seqlens_q.dtype} {list(cu_seqlens_q.shape)}; "
             "pass int32 [B, max_pages], [B] and [B + 1]"
         )
-    return AttentionPlan(block_table, seq_lens, cu_seqlens_q, page_size, max_query_len)
+    if not block_table.device == seq_lens.device == cu_seqlens_q.device:
+        raise KernelError(
+            f"plan_attention got block_table on {block_table.device}, seq_lens on {seq_lens.device} and cu_seqlens_q "
+            f"on {cu_seqlens_q.device}; pass all on the device of the pages"
+        )
+    tables = block_table.contiguous(), seq_lens.contiguous(), cu_seqlens_q.contiguous()
+    return AttentionPlan(*tables, page_size, max_query_len)

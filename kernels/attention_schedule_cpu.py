@@ -36,6 +36,16 @@ class Tile:
     mask: torch.Tensor | None  # [R, keys] f32, 0 or -inf; None when every row sees every key
     unmasked: int  # the first so many keys, which every row sees
 
+    @property
+    def rows(self) -> slice:
+        """Its rows of q."""
+        return slice(self.row_start, self.row_end)
+
+    @property
+    def keys(self) -> slice:
+        """Its keys among those of its sequence's work."""
+        return slice(self.key_start, self.key_end)
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceWork:

@@ -63,6 +63,10 @@ def paged_attention(
     if plan is None:
         plan = plan_attention(block_table, seq_lens, cu_seqlens_q, page_size=k_pages.shape[2])
     plan.check_matches(block_table, cu_seqlens_q, k_pages.shape[2])
+    if plan.block_table.device != q.device and runs_triton(q):
+        raise KernelError(
+            f"paged_attention got q on {q.device} and block_table on {plan.block_table.device}; use one device"
+        )
     if not runs_triton(q):
         return paged_attention_cpu(
             q,

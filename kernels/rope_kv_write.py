@@ -175,8 +175,8 @@ def _launch(
         qkv,
         cos,
         sin,
-        slot_mapping if positions is None else positions,
-        slot_mapping,
+        slot_mapping if positions is None else positions.contiguous(),
+        slot_mapping.contiguous(),
         q,
         k_pages,
         v_pages,
@@ -222,6 +222,11 @@ def _check(
         )
     if not qkv.dtype == k_pages.dtype == v_pages.dtype:
         raise KernelError(f"rope_and_write_kv got qkv {qkv.dtype}, pages {k_pages.dtype} and {v_pages.dtype}; use one")
+    if not qkv.device == k_pages.device == v_pages.device == cos.device == sin.device == slot_mapping.device:
+        raise KernelError(
+            f"rope_and_write_kv got qkv on {qkv.device}, pages on {k_pages.device} and {v_pages.device}, tables on "
+            f"{cos.device} and {sin.device}, slot_mapping on {slot_mapping.device}; use one device"
+        )
     tokens = qkv.shape[0]
     rows = cos.shape[0] if positions is None else positions.shape[0]
     if slot_mapping.shape != (tokens,) or slot_mapping.dtype != torch.int64 or rows != tokens:

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from hopformer.errors import KernelError
-from hopformer.kernels import paged_attention, plan_attention
+from hopformer.kernels import attention_decode, attention_prefill, paged_attention, plan_attention
+from hopformer.kernels.attention_decode import DecodeConfig
+from hopformer.kernels.attention_prefill import PrefillConfig
+from hopformer.kernels.backend import INTERPRETED
 
 
 def tolerance(case: Any, tolerances: dict[torch.dtype, float]) -> float:
@@ -99,6 +102,18 @@ def test_a_plan_for_decode_only_gives_the_same(path: str, make_batch: Any, toler
     batch = make_batch(lens=[70, 33, 0], query_lens=[1, 1, 1])
     plan = plan_attention(batch.block_table, batch.seq_lens, batch.cu_seqlens_q, page_size=16, max_query_len=1)
     assert batch.worst_error(batch.run(plan)) < tolerances[torch.float32]
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not INTERPRETED, reason="Triton runs in a process with TRITON_INTERPRET=1")
+@pytest.mark.parametrize("window", [0, 33])
+def test_tiles_as_small_as_those_of_a_gpu_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, make_batch: Any, tolerances: Any, window: int
+) -> None:
+    monkeypatch.setattr(attention_decode, "decode_config", lambda *_: DecodeConfig(16, 1, 1))
+    monkeypatch.setattr(attention_prefill, "prefill_config", lambda *_: PrefillConfig(32, 16, 1, 1))
+    batch = make_batch(lens=[130, 70, 5], query_lens=[40, 1, 5], num_kv_heads=1, num_heads=3, window=window)
+    assert batch.worst_error(batch.run()) < tolerances[torch.float32]
 
 
 @pytest.mark.parametrize(
