@@ -58,9 +58,10 @@ def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
     if x.numel() == size:  # one row: a Python scalar multiplies in F32 and rounds once, without an F32 copy of x
         norm = torch.linalg.vector_norm(x, dtype=torch.float32).item()
         return x.mul((norm * norm / size + eps) ** -0.5).mul_(weight)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    exact = x.to(torch.float32, copy=True)  # the only F32 copy: each one of a long prompt is megabytes of fresh memory
+    norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
     scale = norm.square_().div_(size).add_(eps).rsqrt_()  # [..., 1]
-    return (x * scale).to(x.dtype).mul_(weight)
+    return exact.mul_(scale).to(x.dtype).mul_(weight)
 
 
 @jit

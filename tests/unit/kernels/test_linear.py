@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -77,6 +78,63 @@ def test_a_step_without_rows_gives_none(make: type, dtype: torch.dtype) -> None:
 )
 def test_weights_are_packed_where_that_is_faster(dtype: torch.dtype, shape: tuple[int, int], expected: type) -> None:
     assert type(pack_linear(torch.zeros(shape, dtype=dtype))) is expected
+
+
+@pytest.fixture
+def _native_bf16() -> Iterator[None]:
+    """A CPU with products of bf16, whatever this one is: the operators take any number of rows on all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "multiplies_bf16", lambda: True)
+        yield
+
+
+@pytest.mark.usefixtures("_packing", "_native_bf16")
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_step_of_few_rows_on_a_large_weight_agrees_with_float64(rows: int, has_bias: bool, tolerances: Any) -> None:
+    weight = torch.randn(1024, 1024).bfloat16()
+    bias = torch.randn(1024).bfloat16() if has_bias else None
+    x, other = torch.randn(rows, 1024).bfloat16(), torch.randn(rows, 1024).bfloat16()
+    kept = other.clone()
+    projection = PackedLinear(weight, bias)
+    y = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    operations = [
+        (projection(x), y),
+        (projection.add(x, other), other.double() + y),
+        (projection.swish(x), F.silu(y)),
+        (projection.mul(x, other), y * other.double()),
+    ]
+    for found, expected in operations:
+        assert found.shape == expected.shape and found.is_contiguous()
+        assert rows == 0 or relative_error(found, expected) < 2 * tolerances[torch.bfloat16]
+    assert torch.equal(other, kept)
+
+
+@pytest.mark.usefixtures("_packing")
+@pytest.mark.parametrize(
+    ("is_native", "dtype", "size", "expected"),
+    [
+        (True, torch.bfloat16, 1024, [4, 4, 4, 5]),
+        (False, torch.bfloat16, 1024, [1, 2, 4, 5]),
+        (True, torch.bfloat16, 1000, [1, 2, 4, 5]),
+        (True, torch.float32, 1024, [1, 2, 4, 5]),
+    ],
+)
+def test_few_rows_are_filled_up_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, is_native: bool, dtype: torch.dtype, size: int, expected: list[int]
+) -> None:
+    monkeypatch.setattr(linear, "multiplies_bf16", lambda: is_native)
+    projection = PackedLinear(torch.zeros(size, size, dtype=dtype))
+    computed: list[int] = []
+
+    def operator(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        computed.append(x.shape[0])
+        return x
+
+    monkeypatch.setattr(linear, "_pointwise", lambda: operator)
+    for rows in (1, 2, 4, 5):
+        assert projection(torch.zeros(rows, size, dtype=dtype)).shape == (rows, size)
+    assert computed == expected
 
 
 @pytest.mark.usefixtures("_packing")
