@@ -42,10 +42,10 @@ $(BIN)/python:
 # stdout stays the program's own, so that `echo "What is 2 plus 3?" | make chat` prints an answer and nothing else
 $(VENV)/.setup: pyproject.toml | $(BIN)/python
 	@echo "setting up $(VENV) (the first time takes a few minutes)" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . >&2
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e . >&2
 	@touch $@
 
 $(VENV)/.setup-test: pyproject.toml | $(BIN)/python
 	@echo "setting up $(VENV) with the test tools (the first time takes a few minutes)" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' >&2
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' >&2
 	@touch $(VENV)/.setup $@

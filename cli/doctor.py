@@ -20,7 +20,6 @@ _PACKAGES = (
     "tokenizers",
     "huggingface_hub",
     "jinja2",
-    "msgspec",
     "typer",
     "rich",
     "prompt_toolkit",
