@@ -100,6 +100,7 @@ def bench_decode(plan: DecodePlan, progress: Progress | None = None) -> list[Row
     """
     config = load_config(plan.folder)
     plan.check(config)
+    conditions = plan.conditions(config)  # before anything runs: a commit made meanwhile is not what was measured
     total = 1 + len(plan.against) + 1 + plan.rounds
     steps = iter(range(1, total + 1))
 
@@ -121,7 +122,7 @@ def bench_decode(plan: DecodePlan, progress: Progress | None = None) -> list[Row
             rounds.append(_run_round(meter, order, next(prompts), plan.decode_tokens))
             advance()
         versions = {contender.name: contender.version for contender in contenders}
-    return make_rows(plan.conditions(config), ModelWork(config, plan.dtype), rounds, versions, absent)
+    return make_rows(conditions, ModelWork(config, plan.dtype), rounds, versions, absent)
 
 
 def _run_round(meter: CeilingMeter, order: Sequence[Contender], prompt: Sequence[int], decode_tokens: int) -> Round:

@@ -172,7 +172,7 @@ def _cells(row: "Row") -> list[str]:
     """A row's measures; dashes for a baseline that was absent."""
     if row.time_ms is None:
         return ["-"] * 5
-    rate = f"{row.gb_per_s:.3g} GB/s" if row.gb_per_s is not None else f"{row.tflop_per_s:.3g} TFLOP/s"
+    rate = f"{row.gb_per_s:.3g} GB/s" if row.gb_per_s is not None else f"{row.tflop_per_s:.2g} TFLOP/s"
     return [
         f"{row.tokens_per_s:.1f}",
         f"{row.time_ms:.1f}",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hopformer.bench import decode
+from hopformer.bench import decode, machine
 from hopformer.bench.contender import Absent, HopformerContender, Workload
 from hopformer.bench.decode import DecodePlan, bench_decode
 from hopformer.errors import UsageError
@@ -106,6 +106,16 @@ def test_the_rows_are_of_those_who_ran_and_the_threads_are_given_back(
     ]
     assert rows[1].note == "it is not here" and rows[0].note is None
     assert steps == [(index, 5) for index in range(1, 6)]
+
+
+def test_the_commit_is_the_one_that_was_checked_out_when_the_run_began(
+    plan: DecodePlan, recording: dict[str, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit() -> str:
+        return "later" if recording["a"].turns else "first"
+
+    monkeypatch.setattr(machine, "_commit", commit)
+    assert {row.conditions.machine.commit for row in bench_decode(plan)} == {"first"}
 
 
 @pytest.mark.parametrize(
