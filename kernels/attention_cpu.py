@@ -8,6 +8,9 @@ Torch's fused attention does most of it. What it lacks, a soft-cap and exact sum
 from products. So is a prefill in bf16, where its products run at the speed of F32: F32 scores and softmax, then bf16
 weights times V, take three quarters of its time.
 
+Pages of int8 or fp8 are widened to F32 as they are read, and attention is F32 then. A batch-invariant plan takes each
+query by itself, over parts of INVARIANT_PART keys at fixed places, so that nothing it computes depends on its company.
+
     q [T, H, D]   G = H / K query heads a KV head   N keys of a sequence   R rows of a tile, over n keys
 """
 
@@ -16,6 +19,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .attention_inputs import LayerPages, Scoring
 from .attention_plan import AttentionPlan
 from .attention_schedule_cpu import TILE_ROWS, CpuSchedule, DecodeGroup, SequenceWork, build_cpu_schedule
 
@@ -23,49 +27,45 @@ from .attention_schedule_cpu import TILE_ROWS, CpuSchedule, DecodeGroup, Sequenc
 LONG_KEYS = 8192
 # Scores that a bf16 prefill may hold at once, with their weights 96 MiB: tiles of 32 heads over 16,384 keys.
 MAX_SCORES = 1 << 24
+# Keys that a batch-invariant plan sums at once.
+INVARIANT_PART = 512
 
 
 def paged_attention_cpu(
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    plan: AttentionPlan,
-    *,
-    softmax_scale: float,
-    sliding_window: int,
-    softcap: float,
-    out: torch.Tensor | None,
+    q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scoring: Scoring, out: torch.Tensor | None
 ) -> torch.Tensor:
     """The PyTorch path of `paged_attention`, whose arguments these are; already checked."""
-    layer = _Layer(q, k_pages, v_pages, softmax_scale, softcap)
-    key = ("cpu", sliding_window, layer.is_flat)
-    schedule = plan.schedule(key, lambda: build_cpu_schedule(plan, sliding_window, layer.is_flat))
-    schedule.check_fits(q.shape[0], k_pages.shape[0])
+    layer = _Layer(q, pages, scoring)
+    window = scoring.sliding_window
+    schedule = plan.schedule(("cpu", window, layer.is_flat), lambda: build_cpu_schedule(plan, window, layer.is_flat))
+    schedule.check_fits(q.shape[0], pages.k.shape[0])
     if out is None:
-        if q.shape[0] == 1 and schedule.sequences:
-            return layer.decode(schedule.sequences[0])
+        if q.shape[0] == 1 and schedule.sequences and not plan.batch_invariant:
+            return layer.decode(schedule.sequences[0]).to(q.dtype)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    layer.run(schedule, out, plan)
+    if plan.batch_invariant:
+        layer.run_invariant(plan, scoring.sliding_window, out)
+    else:
+        layer.run(schedule, out, plan)
     return out
 
 
 class _Layer:
     """The tensors of one layer, and the ways to attend over parts of them."""
 
-    __slots__ = ("group_size", "head_dim", "is_flat", "k_pages", "num_kv_heads", "q", "scale", "softcap", "v_pages")
+    __slots__ = ("group_size", "head_dim", "is_flat", "is_narrow", "num_kv_heads", "pages", "q", "scale", "softcap")
 
-    def __init__(
-        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, scale: float, softcap: float
-    ) -> None:
-        self.q = q
-        self.k_pages = k_pages
-        self.v_pages = v_pages
-        self.scale = scale
-        self.softcap = softcap
-        self.num_kv_heads, page_size, self.head_dim = k_pages.shape[1:]
+    def __init__(self, q: torch.Tensor, pages: LayerPages, scoring: Scoring) -> None:
+        self.pages = pages
+        self.is_narrow = pages.is_narrow
+        self.q = q.float() if self.is_narrow else q
+        self.scale = scoring.softmax_scale
+        self.softcap = scoring.softcap
+        self.num_kv_heads, page_size, self.head_dim = pages.k.shape[1:]
         self.group_size = q.shape[1] // self.num_kv_heads
-        k_strides, v_strides = k_pages.stride(), v_pages.stride()
-        self.is_flat = k_strides[0] == page_size * k_strides[2] and v_strides[0] == page_size * v_strides[2]
+        tensors = (pages.k, pages.v, pages.k_scales, pages.v_scales)
+        strides = [tensor.stride() for tensor in tensors if tensor is not None]
+        self.is_flat = all(stride[0] == page_size * stride[2] for stride in strides)
 
     def run(self, schedule: CpuSchedule, out: torch.Tensor, plan: AttentionPlan) -> None:
         """Write every row of ``out: [T, H, D]``."""
@@ -83,6 +83,40 @@ class _Layer:
                 self.prefill(work, out)
         for group in schedule.groups:
             self.decode_group(group, out)
+
+    def run_invariant(self, plan: AttentionPlan, window: int, out: torch.Tensor) -> None:
+        """Write every row of ``out``, each from its own query and keys alone."""
+        out.zero_()
+        bounds, page_size = plan.cu_seqlens_q.tolist(), plan.page_size
+        for index, length in enumerate(plan.seq_lens.tolist()):
+            table = plan.block_table[index].long()
+            for row in range(bounds[index], bounds[index + 1]):
+                end = length - bounds[index + 1] + row + 1
+                start = max(end - window, 0) if window else 0
+                if end > 0:
+                    out[row] = self._attend_in_parts(row, table, range(start, end), page_size)
+
+    def _attend_in_parts(self, row: int, table: torch.Tensor, keys: range, page_size: int) -> torch.Tensor:
+        """The query ``row`` over ``keys``, part by part: [H, D]. Always gathered, so that every operand is alike."""
+        q = self.q[row].float().view(self.num_kv_heads, self.group_size, self.head_dim)
+        outs, sums, largest = [], [], []
+        for first in range(keys.start // INVARIANT_PART * INVARIANT_PART, keys.stop, INVARIANT_PART):
+            at = torch.arange(max(first, keys.start), min(first + INVARIANT_PART, keys.stop))
+            slots = table[at // page_size] * page_size + at % page_size
+            k = self._gather(self.pages.k, self.pages.k_scales, slots).float().contiguous()  # [K, n, D]
+            v = self._gather(self.pages.v, self.pages.v_scales, slots).float().contiguous()
+            scores = torch.bmm(q, k.transpose(1, 2)).mul_(self.scale)  # [K, G, n]
+            if self.softcap:
+                scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+            top = scores.amax(2, keepdim=True)
+            weights = scores.sub_(top).exp_()
+            outs.append(torch.bmm(weights, v))  # [K, G, D]
+            sums.append(weights.sum(2, keepdim=True))
+            largest.append(top)
+        tops = torch.stack(largest)  # [parts, K, G, 1]
+        shares = (tops - tops.amax(0)).exp()
+        y = (torch.stack(outs) * shares).sum(0) / (torch.stack(sums) * shares).sum(0)
+        return y.view(-1, self.head_dim)
 
     def decode(self, work: SequenceWork) -> torch.Tensor:
         """One query over all the keys of ``work`` -> [1, H, D]."""
@@ -129,10 +163,11 @@ class _Layer:
         """One query each of ``b`` sequences over keys gathered slot by slot and padded to the longest."""
         batch, longest = group.slots.shape
         q = self.q[group.rows].view(batch, self.num_kv_heads, self.group_size, self.head_dim)
-        k = self._gather(self.k_pages, group.slots.flatten()).unflatten(1, (batch, longest))  # [K, b, N, D]
-        v = self._gather(self.v_pages, group.slots.flatten()).unflatten(1, (batch, longest))
+        pages, slots = self.pages, group.slots.flatten()
+        k = self._gather(pages.k, pages.k_scales, slots).unflatten(1, (batch, longest))  # [K, b, N, D]
+        v = self._gather(pages.v, pages.v_scales, slots).unflatten(1, (batch, longest))
         y = self._attend(q.transpose(0, 1), k, v, group.mask)  # [K, b, G, D]
-        out[group.rows] = y.transpose(0, 1).reshape(batch, -1, self.head_dim)
+        out[group.rows] = y.transpose(0, 1).reshape(batch, -1, self.head_dim).to(out.dtype)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """q [a, b, M, D] over k, v [a, b, N, D] with an additive f32 mask or none -> [a, b, M, D]."""
@@ -149,21 +184,43 @@ class _Layer:
 
     def _keys_and_values(self, work: SequenceWork) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V at the positions that ``work`` covers, [K, N, D] each: views of one run, or gathered."""
+        pages = self.pages
         if work.slots is None:
-            first, count = work.first_slot, work.num_keys
-            return self._run(self.k_pages, first, count), self._run(self.v_pages, first, count)
-        return self._gather(self.k_pages, work.slots), self._gather(self.v_pages, work.slots)
+            run = slice(work.first_slot, work.first_slot + work.num_keys)
+            return self._run(pages.k, pages.k_scales, run), self._run(pages.v, pages.v_scales, run)
+        return self._gather(pages.k, pages.k_scales, work.slots), self._gather(pages.v, pages.v_scales, work.slots)
 
-    def _run(self, pages: torch.Tensor, first_slot: int, num_keys: int) -> torch.Tensor:
-        """``num_keys`` consecutive slots of a flat pool as a view [K, N, D]."""
-        _, head_stride, slot_stride, _ = pages.stride()
-        offset = pages.storage_offset() + first_slot * slot_stride
-        return pages.as_strided((self.num_kv_heads, num_keys, self.head_dim), (head_stride, slot_stride, 1), offset)
+    def _run(self, pages: torch.Tensor, scales: torch.Tensor | None, slots: slice) -> torch.Tensor:
+        """Consecutive slots of a flat pool: [K, N, D], a view unless the pages are narrow."""
+        rows = _flat(pages)[:, slots]
+        if not self.is_narrow:
+            return rows
+        return _widened(rows, None if scales is None else _flat(scales)[:, slots])
 
-    def _gather(self, pages: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    def _gather(self, pages: torch.Tensor, scales: torch.Tensor | None, slots: torch.Tensor) -> torch.Tensor:
         """The rows at ``slots: [n]`` copied to [K, n, D]."""
-        if self.is_flat:
-            flat = self._run(pages, 0, pages.shape[0] * pages.shape[2])  # [K, P * S, D]
-            return flat.index_select(1, slots)
-        page_size = pages.shape[2]
-        return pages.transpose(0, 1)[:, slots // page_size, slots % page_size]
+        rows = _rows_at(pages, slots, self.is_flat)
+        if not self.is_narrow:
+            return rows
+        return _widened(rows, None if scales is None else _rows_at(scales, slots, self.is_flat))
+
+
+def _flat(pages: torch.Tensor) -> torch.Tensor:
+    """Pages [P, K, S, ...] whose slots lie behind one another as a view [K, P * S, ...]."""
+    num_pages, num_kv_heads, page_size = pages.shape[:3]
+    size = (num_kv_heads, num_pages * page_size, *pages.shape[3:])
+    return pages.as_strided(size, pages.stride()[1:], pages.storage_offset())
+
+
+def _rows_at(pages: torch.Tensor, slots: torch.Tensor, is_flat: bool) -> torch.Tensor:
+    """The rows of pages [P, K, S, ...] at ``slots: [n]``, copied: [K, n, ...]."""
+    if is_flat:
+        return _flat(pages).index_select(1, slots)
+    page_size = pages.shape[2]
+    return pages.transpose(0, 1)[:, slots // page_size, slots % page_size]
+
+
+def _widened(rows: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+    """Narrow rows [K, n, D] as F32, times their scales [K, n] if they have them."""
+    wide = rows.float()
+    return wide if scales is None else wide.mul_(scales.unsqueeze(2))

@@ -1,104 +1,112 @@
-"""Paged attention for single queries, in Triton: decode, its keys split over the device.
+"""Paged attention for few queries a sequence, in Triton: decode and drafts to verify, keys split over the device.
 
 A decode step reads every key once and computes little, so it runs at the speed of memory when enough programs read at
-once. The schedule cuts each sequence's keys into splits; one program attends over one split for the G heads of one KV
-head, and where a sequence has several splits a second kernel merges them in a fixed order:
+once. A schedule cuts the queries of each sequence into tiles and the keys of each tile into splits; one program attends
+over one split for BLOCK_Q queries and the G heads of one KV head. Where a tile has several splits, whichever program
+comes last merges them, in the order of the splits:
 
     out = sum_i 2^(lse_i - M) out_i / sum_i 2^(lse_i - M),   M = max lse_i
 
-    q, out [T, H, D]   k_pages, v_pages [P, K, S, D]   G = H / K   W splits
-    partial [W, H, D] f32, lse [W, H] f32 in base 2: what a split found, used only when it is not alone
+    q, out [T, H, D]   k_pages, v_pages [P, K, S, D]   G = H / K   Q tiles of queries   W splits
+    partial [W, K, BLOCK_M, D] f32, lse [W, K, BLOCK_M] f32 in base 2: what a split found, used when it is not alone
 
-Dao et al., "Flash-Decoding", 2023.
+Dao et al., "Flash-Decoding", 2023. Splits of a fixed size at fixed places, a batch-invariant plan's, make a query's
+result independent of its batch: He et al., "Defeating Nondeterminism in LLM Inference", 2025.
 """
-
-from dataclasses import dataclass
 
 import torch
 
+from .attention_inputs import LayerPages, Scoring
 from .attention_plan import AttentionPlan
-from .attention_schedule_gpu import build_decode_splits
-from .attention_tile import load_page_rows, score_tile, softmax_step
-from .backend import INTERPRETED, jit, next_power_of_2, tl
+from .attention_schedule_gpu import MAX_DECODE_QUERIES, DecodeShape, DecodeSplits, build_decode_splits
+from .attention_tile import attend_tile
+from .backend import dtype_name, inlined, jit, next_power_of_2, tl
+from .launch_configs import LaunchConfig, find_config
+
+# Packed rows of a tile: few where each sequence has a single query; more reach 16 queries of 4 heads in one tile.
+_FEWEST_ROWS, _MOST_ROWS = 16, 64
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeConfig:
-    """How the kernel is launched: keys of a tile, warps, stages of the pipeline."""
-
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-def decode_config(dtype: torch.dtype, head_dim: int) -> DecodeConfig:
-    """The configuration for one dtype and head_dim; each compiles for sm_80 to sm_90 without spilling a register."""
-    if INTERPRETED:  # its time goes by operations, whatever their size
-        return DecodeConfig(128, 1, 1)
-    if dtype == torch.float32:
-        return DecodeConfig(16, 4, 2)
-    return DecodeConfig(64, 4, 3) if head_dim <= 128 else DecodeConfig(32, 4, 2)
-
-
-def paged_decode(
-    q: torch.Tensor,
-    k_pages: torch.Tensor,
-    v_pages: torch.Tensor,
-    plan: AttentionPlan,
-    out: torch.Tensor,
-    *,
-    softmax_scale: float,
-    sliding_window: int,
-    softcap: float,
-) -> None:
-    """Write the rows of ``out`` that belong to sequences of a single query; already checked."""
-    num_kv_heads, page_size, head_dim = k_pages.shape[1:]
-    num_heads = q.shape[1]
-    config = decode_config(q.dtype, head_dim)
-    key = ("decode splits", sliding_window, num_kv_heads, config.block_n)
-    splits = plan.schedule(key, lambda: build_decode_splits(plan, sliding_window, num_kv_heads, config.block_n))
-    num_splits = len(splits.sequence)
-    size = (num_splits, num_heads, head_dim)
+def paged_decode(q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scoring: Scoring, out: torch.Tensor) -> None:
+    """Write the rows of ``out`` that belong to sequences of few queries; already checked."""
+    num_kv_heads, _, head_dim = pages.k.shape[1:]
+    group_size = q.shape[1] // num_kv_heads
+    block_m = _packed_rows(plan, group_size)
+    config = find_config(
+        "decode",
+        dtype=dtype_name(q.dtype),
+        kv_dtype=dtype_name(pages.k.dtype),
+        block_d=next_power_of_2(head_dim),
+        block_m=block_m,
+    )
+    shape = DecodeShape(
+        scoring.sliding_window, num_kv_heads, block_m // group_size, int(config.block["BLOCK_N"]), len(q)
+    )
+    splits = plan.schedule(("decode splits", shape), lambda: build_decode_splits(plan, shape))
+    size = (splits.splits.shape[1], num_kv_heads, block_m, head_dim)
     partial = plan.schedule(("decode partial", size), lambda: q.new_empty(size, dtype=torch.float32))
-    lse = plan.schedule(("decode lse", size[:2]), lambda: q.new_empty(size[:2], dtype=torch.float32))
-    shape = {
-        "GROUP_SIZE": num_heads // num_kv_heads,
-        "HEAD_DIM": head_dim,
-        "BLOCK_G": max(16, next_power_of_2(num_heads // num_kv_heads)),
-        "BLOCK_D": max(16, next_power_of_2(head_dim)),
-    }
-    _decode_kernel[(num_splits, num_kv_heads)](
+    lse = plan.schedule(("decode lse", size[:3]), lambda: q.new_empty(size[:3], dtype=torch.float32))
+    _launch(q, pages, plan, scoring, out, (splits, partial, lse), (group_size, block_m), config)
+
+
+def _launch(
+    q: torch.Tensor,
+    pages: LayerPages,
+    plan: AttentionPlan,
+    scoring: Scoring,
+    out: torch.Tensor,
+    workspace: tuple[DecodeSplits, torch.Tensor, torch.Tensor],
+    rows: tuple[int, int],
+    config: LaunchConfig,
+) -> None:
+    """Launch one program for every split and KV head."""
+    splits, partial, lse = workspace
+    group_size, block_m = rows
+    num_kv_heads, page_size, head_dim = pages.k.shape[1:]
+    _decode_kernel[(splits.splits.shape[1], num_kv_heads)](
         q,
-        k_pages,
-        v_pages,
+        pages.k,
+        pages.v,
+        q if pages.k_scales is None else pages.k_scales,
+        q if pages.v_scales is None else pages.v_scales,
         out,
         partial,
         lse,
+        splits.counters,
         plan.block_table,
-        plan.seq_lens,
-        plan.cu_seqlens_q,
-        splits.sequence,
-        splits.start,
-        splits.end,
+        splits.seq_lens,
+        splits.cu_seqlens_q,
+        splits.splits,
         splits.bounds,
-        softmax_scale,
-        softcap,
+        scoring.softmax_scale,
+        scoring.softcap,
         *q.stride()[:2],
         *out.stride()[:2],
-        *k_pages.stride()[:3],
-        *v_pages.stride()[:3],
+        *pages.k.stride()[:3],
+        *pages.v.stride()[:3],
+        *pages.scale_strides,
         plan.block_table.stride(0),
         PAGE_SIZE=page_size,
-        WINDOW=sliding_window,
-        HAS_SOFTCAP=softcap > 0,
-        BLOCK_N=config.block_n,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        **shape,
+        WINDOW=scoring.sliding_window,
+        HAS_SOFTCAP=scoring.softcap > 0,
+        HAS_SCALES=pages.k_scales is not None,
+        IS_FP8=pages.is_fp8,
+        GROUP_SIZE=group_size,
+        HEAD_DIM=head_dim,
+        BLOCK_Q=block_m // group_size,
+        BLOCK_M=block_m,
+        BLOCK_D=max(16, next_power_of_2(head_dim)),
+        **config.keywords,
     )
-    _merge_kernel[(len(plan.seq_lens), num_kv_heads)](
-        out, partial, lse, plan.cu_seqlens_q, splits.bounds, *out.stride()[:2], num_warps=4, **shape
-    )
+
+
+def _packed_rows(plan: AttentionPlan, group_size: int) -> int:
+    """BLOCK_M: the rows of a tile. A batch-invariant plan's are always as many, as its results may depend on it."""
+    group = next_power_of_2(group_size)
+    if plan.batch_invariant:
+        return max(_MOST_ROWS, group)
+    queries = min(plan.max_query_len or MAX_DECODE_QUERIES, MAX_DECODE_QUERIES)
+    return max(_FEWEST_ROWS, group, min(_MOST_ROWS, next_power_of_2(queries * group_size)))
 
 
 @jit
@@ -106,15 +114,16 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     q_ptr,
     k_ptr,
     v_ptr,
+    k_scales_ptr,
+    v_scales_ptr,
     out_ptr,
     partial_ptr,
     lse_ptr,
+    counters_ptr,
     table_ptr,
     seq_lens_ptr,
     cu_seqlens_ptr,
-    split_sequence_ptr,
-    split_start_ptr,
-    split_end_ptr,
+    splits_ptr,
     bounds_ptr,
     scale,
     softcap,
@@ -128,107 +137,142 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     v_stride_p,
     v_stride_h,
     v_stride_s,
+    scale_stride_p,
+    scale_stride_h,
+    scale_stride_s,
     table_stride,
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    IS_FP8: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
 ):
     """Grid: splits x KV heads."""
     split = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
+    num_splits = tl.num_programs(0)
     num_kv_heads = tl.num_programs(1)
-    sequence = tl.load(split_sequence_ptr + split)
-    if sequence < 0:
+    tile = tl.load(splits_ptr + split)
+    if tile < 0:
         return
-    start = tl.load(split_start_ptr + split)
-    end = tl.load(split_end_ptr + split)
-    first_visible = 0
-    if WINDOW > 0:
-        first_visible = tl.load(seq_lens_ptr + sequence) - WINDOW
+    sequence = tl.load(splits_ptr + num_splits + split)
+    first_query = tl.load(splits_ptr + 2 * num_splits + split)
+    start = tl.load(splits_ptr + 3 * num_splits + split)
+    end = tl.load(splits_ptr + 4 * num_splits + split)
+    first_row = tl.load(cu_seqlens_ptr + sequence)
+    num_queries = tl.load(cu_seqlens_ptr + sequence + 1) - first_row
+    context = tl.load(seq_lens_ptr + sequence) - num_queries
+    first_split = tl.load(bounds_ptr + tile)
+    last_split = tl.load(bounds_ptr + tile + 1)
 
-    group = tl.arange(0, BLOCK_G)
-    head = kv_head * GROUP_SIZE + group
-    row = tl.load(cu_seqlens_ptr + sequence).to(tl.int64)
+    packed = tl.arange(0, BLOCK_M)
+    query = first_query + packed // GROUP_SIZE
+    head = kv_head * GROUP_SIZE + packed % GROUP_SIZE
+    row = (first_row + query).to(tl.int64)
     at = tl.arange(0, BLOCK_D)
-    inside = (group < GROUP_SIZE)[:, None] & (at < HEAD_DIM)[None, :]
-    q = tl.load(q_ptr + row * q_stride_t + head[:, None] * q_stride_h + at[None, :], mask=inside, other=0.0)
+    is_row = (packed < BLOCK_Q * GROUP_SIZE) & (query >= 0) & (query < num_queries)
+    inside = is_row[:, None] & (at < HEAD_DIM)[None, :]
+    q = tl.load(q_ptr + row[:, None] * q_stride_t + head[:, None] * q_stride_h + at[None, :], mask=inside, other=0.0)
+    if IS_FP8:  # every code is an fp16
+        q = tl.clamp(q.to(tl.float32), -65504.0, 65504.0).to(tl.float16)
 
-    m = tl.full([BLOCK_G], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_G], tl.float32)  # noqa: E741
-    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    sequence_table_ptr = table_ptr + sequence.to(tl.int64) * table_stride
-    k_head_ptr = k_ptr + kv_head * k_stride_h
-    v_head_ptr = v_ptr + kv_head * v_stride_h
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_M], tl.float32)  # noqa: E741
+    acc = tl.zeros([BLOCK_D, BLOCK_M] if TRANSPOSED else [BLOCK_M, BLOCK_D], tl.float32)
+    first_key = 0
+    if WINDOW > 0:
+        first_key = tl.maximum(context + first_query + 1 - WINDOW, 0)
+        start = tl.maximum(start, first_key // BLOCK_N * BLOCK_N)
     for tile_start in range(start, end, BLOCK_N):
-        keys = tile_start + tl.arange(0, BLOCK_N)
-        visible = (keys < end) & (keys >= first_visible)
-        k = load_page_rows(
-            k_head_ptr, sequence_table_ptr, keys, visible, k_stride_p, k_stride_s, PAGE_SIZE, HEAD_DIM, BLOCK_D
+        m, l, acc = attend_tile(  # noqa: E741
+            q,
+            m,
+            l,
+            acc,
+            tile_start,
+            first_key,
+            end,
+            context + query,
+            k_ptr,
+            v_ptr,
+            k_scales_ptr,
+            v_scales_ptr,
+            table_ptr + sequence.to(tl.int64) * table_stride,
+            kv_head,
+            scale,
+            softcap,
+            (k_stride_p, k_stride_h, k_stride_s),
+            (v_stride_p, v_stride_h, v_stride_s),
+            (scale_stride_p, scale_stride_h, scale_stride_s),
+            PAGE_SIZE,
+            WINDOW,
+            HAS_SOFTCAP,
+            HAS_SCALES,
+            True,
+            TRANSPOSED,
+            False,
+            HEAD_DIM,
+            BLOCK_N,
+            BLOCK_D,
         )
-        v = load_page_rows(
-            v_head_ptr, sequence_table_ptr, keys, visible, v_stride_p, v_stride_s, PAGE_SIZE, HEAD_DIM, BLOCK_D
-        )
-        scores = tl.where(visible[None, :], score_tile(q, k, scale, softcap, HAS_SOFTCAP), float("-inf"))
-        m, l, acc = softmax_step(scores, v, m, l, acc)  # noqa: E741
 
+    if TRANSPOSED:
+        acc = tl.trans(acc)
     safe_l = tl.where(l == 0.0, 1.0, l)
     y = acc / safe_l[:, None]
-    is_alone = tl.load(bounds_ptr + sequence + 1) - tl.load(bounds_ptr + sequence) == 1
-    if is_alone:
-        out_at = out_ptr + row * out_stride_t + head[:, None] * out_stride_h + at[None, :]
+    out_at = out_ptr + row[:, None] * out_stride_t + head[:, None] * out_stride_h + at[None, :]
+    num_parts = last_split - first_split
+    if num_parts == 1:
         tl.store(out_at, y.to(out_ptr.dtype.element_ty), mask=inside)
     else:
-        slot = (split * num_kv_heads + kv_head) * GROUP_SIZE + group
+        slot = (split * num_kv_heads + kv_head) * BLOCK_M + packed
         tl.store(partial_ptr + slot[:, None] * HEAD_DIM + at[None, :], y, mask=inside)
-        tl.store(lse_ptr + slot, tl.where(l == 0.0, float("-inf"), m + tl.log2(safe_l)), mask=group < GROUP_SIZE)
+        tl.store(lse_ptr + slot, tl.where(l == 0.0, float("-inf"), m + tl.log2(safe_l)), mask=is_row)
+        tl.debug_barrier()  # all threads' stores before the one thread's count
+        counter_ptr = counters_ptr + tile * num_kv_heads + kv_head
+        if tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == num_parts - 1:
+            tl.debug_barrier()
+            slot = (first_split.to(tl.int64) * num_kv_heads + kv_head) * BLOCK_M + packed
+            step = num_kv_heads * BLOCK_M
+            y = _merge(partial_ptr, lse_ptr, slot, step, num_parts, is_row, inside, HEAD_DIM, BLOCK_M, BLOCK_D)
+            tl.store(out_at, y.to(out_ptr.dtype.element_ty), mask=inside)
+            tl.store(counter_ptr, 0)
 
 
-@jit
-def _merge_kernel(  # type: ignore[no-untyped-def]
-    out_ptr,
+@inlined
+def _merge(  # type: ignore[no-untyped-def]
     partial_ptr,
     lse_ptr,
-    cu_seqlens_ptr,
-    bounds_ptr,
-    out_stride_t,
-    out_stride_h,
-    GROUP_SIZE: tl.constexpr,
+    slot,  # of the first part's rows
+    step,  # slots from one part to the next
+    num_parts,
+    is_row,
+    inside,
     HEAD_DIM: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: sequences x KV heads; a sequence of one split has its result already."""
-    sequence = tl.program_id(0)
-    kv_head = tl.program_id(1).to(tl.int64)
-    num_kv_heads = tl.num_programs(1)
-    first = tl.load(bounds_ptr + sequence)
-    last = tl.load(bounds_ptr + sequence + 1)
-    if last - first <= 1:
-        return
-    group = tl.arange(0, BLOCK_G)
-    head = kv_head * GROUP_SIZE + group
+    """The parts of one tile as one [BLOCK_M, BLOCK_D]; .cg: other programs wrote them, past this one's L1."""
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    for part in range(num_parts):
+        lse = tl.load(lse_ptr + slot + part * step, mask=is_row, other=float("-inf"), cache_modifier=".cg")
+        m = tl.maximum(m, lse)
+    m = tl.where(m == float("-inf"), 0.0, m)
+    l = tl.zeros([BLOCK_M], tl.float32)  # noqa: E741
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     at = tl.arange(0, BLOCK_D)
-    inside = (group < GROUP_SIZE)[:, None] & (at < HEAD_DIM)[None, :]
-    m = tl.full([BLOCK_G], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_G], tl.float32)  # noqa: E741
-    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for split in range(first, last):
-        slot = (split * num_kv_heads + kv_head) * GROUP_SIZE + group
-        lse = tl.load(lse_ptr + slot, mask=group < GROUP_SIZE, other=float("-inf"))
-        y = tl.load(partial_ptr + slot[:, None] * HEAD_DIM + at[None, :], mask=inside, other=0.0)
-        new_m = tl.maximum(m, lse)
-        safe_m = tl.where(new_m == float("-inf"), 0.0, new_m)
-        weight = tl.exp2(lse - safe_m)
-        decay = tl.exp2(m - safe_m)
-        acc = acc * decay[:, None] + y * weight[:, None]
-        l = l * decay + weight  # noqa: E741
-        m = new_m
-    y = acc / tl.where(l == 0.0, 1.0, l)[:, None]
-    row = tl.load(cu_seqlens_ptr + sequence).to(tl.int64)
-    out_at = out_ptr + row * out_stride_t + head[:, None] * out_stride_h + at[None, :]
-    tl.store(out_at, y.to(out_ptr.dtype.element_ty), mask=inside)
+    for part in range(num_parts):
+        own = slot + part * step
+        lse = tl.load(lse_ptr + own, mask=is_row, other=float("-inf"), cache_modifier=".cg")
+        y = tl.load(partial_ptr + own[:, None] * HEAD_DIM + at[None, :], mask=inside, other=0.0, cache_modifier=".cg")
+        weight = tl.exp2(lse - m)
+        acc += y * weight[:, None]
+        l += weight  # noqa: E741
+    return acc / tl.where(l == 0.0, 1.0, l)[:, None]

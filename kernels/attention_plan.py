@@ -24,9 +24,18 @@ class AttentionPlan:
         cu_seqlens_q: [B + 1] int32.
         page_size: tokens in a page.
         max_query_len: at least the longest query of the step, when the caller knows it.
+        batch_invariant: whether a sequence's results are the same to the last bit in any batch and any chunking.
     """
 
-    __slots__ = ("_schedules", "block_table", "cu_seqlens_q", "max_query_len", "page_size", "seq_lens")
+    __slots__ = (
+        "_schedules",
+        "batch_invariant",
+        "block_table",
+        "cu_seqlens_q",
+        "max_query_len",
+        "page_size",
+        "seq_lens",
+    )
 
     def __init__(
         self,
@@ -35,12 +44,14 @@ class AttentionPlan:
         cu_seqlens_q: torch.Tensor,
         page_size: int,
         max_query_len: int | None,
+        batch_invariant: bool = False,
     ) -> None:
         self.block_table = block_table
         self.seq_lens = seq_lens
         self.cu_seqlens_q = cu_seqlens_q
         self.page_size = page_size
         self.max_query_len = max_query_len
+        self.batch_invariant = batch_invariant
         self._schedules: dict[Hashable, Any] = {}
 
     def schedule(self, key: Hashable, build: Callable[[], Schedule]) -> Schedule:
@@ -49,6 +60,11 @@ class AttentionPlan:
         if found is None:
             found = self._schedules[key] = build()
         return found
+
+    @property
+    def schedules(self) -> list[Any]:
+        """What has been made for the step so far."""
+        return list(self._schedules.values())
 
     def check_matches(self, block_table: torch.Tensor, cu_seqlens_q: torch.Tensor, page_size: int) -> None:
         """Raise KernelError unless the plan is for a batch of this shape."""
@@ -71,6 +87,7 @@ def plan_attention(
     *,
     page_size: int,
     max_query_len: int | None = None,
+    batch_invariant: bool = False,
 ) -> AttentionPlan:
     """Check a step's index tensors and wrap them for all its layers.
 
@@ -79,8 +96,11 @@ def plan_attention(
         seq_lens: [B] int32, the new tokens included.
         cu_seqlens_q: [B + 1] int32, from 0.
         page_size: tokens in a page.
-        max_query_len: an upper bound of the step's query lengths. With 1, which asks that every row of q belongs to a
-            sequence, a GPU launches no prefill.
+        max_query_len: an upper bound of the step's query lengths. With 16 or less, which asks that every row of q
+            belongs to a sequence, a GPU launches no prefill.
+        batch_invariant: give each query the same result to the last bit whatever else is in the step and however its
+            prompt is cut into chunks: its keys are summed in parts of a fixed size, in one order, by one kernel. Decode
+            is about as fast, prefill slower.
 
     Raises:
         KernelError: shapes, dtypes or devices that do not belong together.
@@ -99,4 +119,4 @@ def plan_attention(
             f"on {cu_seqlens_q.device}; pass all on the device of the pages"
         )
     tables = block_table.contiguous(), seq_lens.contiguous(), cu_seqlens_q.contiguous()
-    return AttentionPlan(*tables, page_size, max_query_len)
+    return AttentionPlan(*tables, page_size, max_query_len, batch_invariant)

@@ -71,6 +71,53 @@ def test_rotation_and_slots_agree_with_float64(
     assert int(k_pages.isfinite().sum()) == int(v_pages.isfinite().sum()) == num_tokens * num_kv_heads * head_dim
 
 
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slots", [[37], [3, -1, 100, 20, 143]])
+def test_int8_rows_are_within_half_a_code_of_float64(
+    path: str, flat: bool, dtype: torch.dtype, slots: list[int], tolerances: Any
+) -> None:
+    num_tokens, at = len(slots), torch.tensor(slots)
+    qkv = torch.randn(num_tokens, 9 * 80).to(dtype)  # 5 heads, 2 KV heads of 80
+    qkv[0, 5 * 80 : 6 * 80] = 0  # a key of zeros
+    qkv[-1, 8 * 80] = 1e4  # a value with an outlier
+    cos, sin = tables(64, 80)
+    positions = torch.randint(64, (num_tokens,))
+    k_pages, v_pages = (pages.new_full(pages.shape, 99, dtype=torch.int8) for pages in pools(2, 80, dtype, True))
+    if flat:
+        k_pages, v_pages = (p.transpose(0, 1).contiguous().transpose(0, 1) for p in (k_pages, v_pages))
+    k_scales, v_scales = (torch.full((2, 9, 16), NAN).transpose(0, 1) for _ in range(2))
+    q = rope_and_write_kv(qkv, cos, sin, positions, at, k_pages, v_pages, k_scales, v_scales)
+    heads = qkv.unflatten(1, (-1, 80))
+    expected = rotated(heads[:, :7], cos[positions], sin[positions])
+    assert float((q.double() - expected[:, :5]).norm() / expected[:, :5].norm()) < tolerances[dtype]
+    kept = at >= 0
+    place = at[kept] // 16, at[kept] % 16
+    for pages, scales, rows in ((k_pages, k_scales, expected[:, 5:]), (v_pages, v_scales, heads[:, 7:].double())):
+        scale, codes = scales[place[0], :, place[1]].double(), pages[place[0], :, place[1]]
+        torch.testing.assert_close(scale, rows[kept].abs().amax(2) / 127, rtol=1e-5, atol=1e-30)
+        difference = codes.double() * scale[..., None] - rows[kept]
+        assert (difference.abs() <= scale[..., None] * 0.5001 + 1e-6).all()
+        assert codes.abs().max() == 127 and int((pages != 99).sum()) <= codes.numel()
+        assert int(scales.isfinite().sum()) == int(kept.sum()) * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_rows_are_the_nearest_fp8_and_never_nan(path: str, dtype: torch.dtype) -> None:
+    if path == "triton":
+        pytest.skip("Triton's interpreter encodes fp8 wrongly; tests/gpu has this case")
+    qkv = torch.randn(5, 9 * 80).to(dtype)
+    qkv[1, 7 * 80 :] = 1e6
+    qkv[2, 7 * 80 :] = -1e6
+    cos, sin = tables(5, 80)
+    k_pages, v_pages = (torch.zeros(9, 2, 16, 80, dtype=torch.float8_e4m3fn) for _ in range(2))
+    rope_and_write_kv(qkv, cos, sin, None, torch.arange(5), k_pages, v_pages)
+    values = v_pages[0].float()[:, :5].transpose(0, 1)  # [T, K, D]
+    rows = qkv.unflatten(1, (-1, 80))[:, 7:].float()
+    assert torch.equal(values, rows.clamp(-448, 448).to(torch.float8_e4m3fn).float())
+    assert values[1].eq(448).all() and values[2].eq(-448).all()
+
+
 def test_rotation_is_that_of_transformers_with_llama3_scaling(path: str) -> None:
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = LlamaConfig(
@@ -117,7 +164,7 @@ def test_no_tokens_write_nothing(path: str) -> None:
     [
         ({"qkv": torch.zeros(3, 130)}, r"qkv \[3, 130\]"),
         ({"qkv": torch.zeros(3, 4 * 32)}, "H >= 1"),
-        ({"qkv": torch.zeros(3, 8 * 32, dtype=torch.bfloat16)}, "torch.bfloat16.*use one"),
+        ({"qkv": torch.zeros(3, 8 * 32, dtype=torch.bfloat16)}, "torch.bfloat16.*use one dtype"),
         ({"slot_mapping": torch.zeros(2, dtype=torch.int64)}, r"slot_mapping torch.int64 \[2\]"),
         ({"slot_mapping": torch.zeros(3, dtype=torch.int32)}, "slot_mapping torch.int32"),
         ({"positions": None}, "8 positions"),

@@ -27,6 +27,7 @@ class AttentionCase:
     flat: bool = True  # the pool as [K, P * S, D], where a run of pages is a view; else [P, K, S, D]
     shuffled: bool = False  # pages in random order, else one run a sequence
     padding: int = 0  # rows of q that belong to no sequence
+    kv_dtype: torch.dtype | None = None  # of the pages, if not dtype
 
 
 class AttentionBatch:
@@ -37,8 +38,13 @@ class AttentionBatch:
         self._random = torch.Generator().manual_seed(seed)
         needed = [-(-length // case.page_size) for length in case.lens]
         num_pages = sum(needed) + 3
-        self.k_pages = self._pool(num_pages, float("nan"))
-        self.v_pages = self._pool(num_pages, float("inf"))
+        self.kv_dtype = case.kv_dtype or case.dtype
+        self.k_pages = self._pool(num_pages, case.head_dim, float("nan"), self.kv_dtype)
+        self.v_pages = self._pool(num_pages, case.head_dim, float("inf"), self.kv_dtype)
+        self.k_scales = self.v_scales = None
+        if self.kv_dtype == torch.int8:
+            self.k_scales = self._pool(num_pages, 1, float("nan"), torch.float32).squeeze(3)
+            self.v_scales = self._pool(num_pages, 1, float("inf"), torch.float32).squeeze(3)
         order = torch.randperm(num_pages, generator=self._random) if case.shuffled else torch.arange(num_pages)
         self.block_table = torch.full((len(case.lens), max(needed, default=0) + 2), 2**31 - 1, dtype=torch.int32)
         self.block_table[:, -1] = -7
@@ -57,20 +63,32 @@ class AttentionBatch:
         self.q = fused[:, : case.num_heads]
         self.q.copy_(torch.randn(self.q.shape, generator=self._random) * case.query_scale)
 
-    def _pool(self, num_pages: int, poison: float) -> torch.Tensor:
+    def _pool(self, num_pages: int, width: int, poison: float, dtype: torch.dtype) -> torch.Tensor:
         case = self.case
+        fill = 99 if dtype == torch.int8 else poison
         if case.flat:
-            slots = torch.full((case.num_kv_heads, num_pages * case.page_size, case.head_dim), poison, dtype=case.dtype)
+            slots = torch.full((case.num_kv_heads, num_pages * case.page_size, width), fill).to(dtype)
             return slots.unflatten(1, (num_pages, case.page_size)).transpose(0, 1)
-        return torch.full((num_pages, case.num_kv_heads, case.page_size, case.head_dim), poison, dtype=case.dtype)
+        return torch.full((num_pages, case.num_kv_heads, case.page_size, width), fill).to(dtype)
 
     def fill(self, table: torch.Tensor, length: int) -> None:
         """Write random keys and values to the first ``length`` places of one sequence."""
         for start in range(0, length, self.case.page_size):
             page = int(table[start // self.case.page_size])
             used = min(self.case.page_size, length - start)
-            for pages in (self.k_pages, self.v_pages):
-                pages[page, :, :used] = torch.randn(pages[page, :, :used].shape, generator=self._random).to(pages.dtype)
+            for pages, scales in ((self.k_pages, self.k_scales), (self.v_pages, self.v_scales)):
+                rows = torch.randn(pages[page, :, :used].shape, generator=self._random)
+                if scales is not None:
+                    scales[page, :, :used] = rows.abs().amax(2) / 127
+                    rows = (rows / scales[page, :, :used, None]).round()
+                pages.view(storage_dtype(pages))[page, :, :used] = rows.to(pages.dtype).view(storage_dtype(pages))
+
+    def values(self, which: str, slots: tuple[torch.Tensor, torch.Tensor], head: int) -> torch.Tensor:
+        """The keys ("k") or values ("v") of one head at (pages, offsets), as float64 [N, D]."""
+        pages, scales = getattr(self, f"{which}_pages"), getattr(self, f"{which}_scales")
+        bits = pages.view(storage_dtype(pages))[slots[0], head, slots[1]]
+        rows = bits.view(pages.dtype).float().double()
+        return rows if scales is None else rows * scales[slots[0], head, slots[1]].double()[:, None]
 
     def run(self, plan: AttentionPlan | None = None, out: torch.Tensor | None = None, **changed: Any) -> torch.Tensor:
         """`paged_attention` of the batch, with some of its keywords changed."""
@@ -78,6 +96,8 @@ class AttentionBatch:
             "softmax_scale": self.case.head_dim**-0.5,
             "sliding_window": self.case.window,
             "softcap": self.case.softcap,
+            "k_scales": self.k_scales,
+            "v_scales": self.v_scales,
         }
         tensors = (self.q, self.k_pages, self.v_pages, self.block_table, self.seq_lens, self.cu_seqlens_q)
         return paged_attention(*tensors, plan=plan, out=out, **(keywords | changed))
@@ -96,8 +116,7 @@ class AttentionBatch:
                 hidden |= keys <= queries - case.window
             slots = self.block_table[index].long()[keys // case.page_size], keys % case.page_size
             for head in range(case.num_heads):
-                k = self.k_pages[slots[0], head // group, slots[1]].double()  # [N, D]
-                v = self.v_pages[slots[0], head // group, slots[1]].double()
+                k, v = (self.values(which, slots, head // group) for which in ("k", "v"))  # [N, D]
                 scores = self.q[rows, head].double() @ k.T * case.head_dim**-0.5
                 if case.softcap:
                     scores = case.softcap * torch.tanh(scores / case.softcap)
@@ -117,11 +136,16 @@ class AttentionBatch:
         return worst if found.isfinite().all() else float("nan")
 
 
+def storage_dtype(pages: torch.Tensor) -> torch.dtype:
+    """A dtype of the same size that torch indexes, as it does not index fp8."""
+    return torch.uint8 if pages.dtype.itemsize == 1 and pages.dtype.is_floating_point else pages.dtype
+
+
 # Lengths sit at and around pages of 16, tiles of 32, 64 and 128, windows; what a case is about is its name.
 _DECODE = {"lens": [1, 15, 16, 17, 63, 65, 127, 128, 129, 300], "query_lens": [1] * 10}
 _MIXED = {"lens": [300, 64, 65, 1, 200, 40], "query_lens": [40, 64, 1, 1, 200, 7]}
 _SMALL = {"lens": [70, 40, 17], "query_lens": [5, 1, 17]}
-_BF16, _F16 = torch.bfloat16, torch.float16
+_BF16, _F16, _F8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
 CASES: dict[str, dict[str, Any]] = {
     "decode": _DECODE,
     "decode of one sequence": {"lens": [97], "query_lens": [1]},
@@ -151,6 +175,17 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16 with window": _MIXED | {"head_dim": 128, "dtype": _BF16, "window": 65, "shuffled": True},
     "bf16 with soft-cap": _MIXED | {"head_dim": 128, "dtype": _BF16, "softcap": 30.0},
     "f16 prefill and decode": _MIXED | {"dtype": _F16},
+    "drafts to verify": {"lens": [300, 64, 16, 130, 9, 17, 1], "query_lens": [16, 2, 16, 5, 9, 17, 1]},
+    "drafts with window": {"lens": [300, 64, 16, 130, 9], "query_lens": [16, 2, 16, 5, 9], "window": 21},
+    "drafts of 8 heads": {"lens": [300, 64, 40], "query_lens": [16, 9, 3], "num_heads": 8, "num_kv_heads": 1},
+    "int8 keys and values": _MIXED | {"kv_dtype": torch.int8},
+    "int8 scattered in bf16": _MIXED | {"kv_dtype": torch.int8, "dtype": _BF16, "shuffled": True, "flat": False},
+    "int8 with window and soft-cap": _SMALL | {"kv_dtype": torch.int8, "window": 9, "softcap": 30.0},
+    "int8 decode": _DECODE | {"kv_dtype": torch.int8, "head_dim": 80},
+    "int8 decode in bf16": _DECODE | {"kv_dtype": torch.int8, "dtype": _BF16, "head_dim": 128},
+    "fp8 keys and values": _MIXED | {"kv_dtype": _F8, "dtype": _BF16},
+    "fp8 scattered": _MIXED | {"kv_dtype": _F8, "dtype": _BF16, "shuffled": True, "flat": False, "head_dim": 48},
+    "fp8 decode in f16": _DECODE | {"kv_dtype": _F8, "dtype": _F16, "head_dim": 128},
 }
 CASES |= {f"head_dim {size}": _SMALL | {"head_dim": size} for size in (48, 80, 96, 112, 128, 256)}
 CASES |= {

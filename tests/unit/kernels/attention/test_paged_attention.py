@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from hopformer.errors import KernelError
-from hopformer.kernels import attention_decode, attention_prefill, paged_attention, plan_attention
-from hopformer.kernels.attention_decode import DecodeConfig
-from hopformer.kernels.attention_prefill import PrefillConfig
+from hopformer.kernels import paged_attention, plan_attention
 from hopformer.kernels.backend import INTERPRETED
+from hopformer.kernels.launch_configs import LaunchConfig, override
 
 
 def tolerance(case: Any, tolerances: dict[torch.dtype, float]) -> float:
@@ -104,29 +103,165 @@ def test_a_plan_for_decode_only_gives_the_same(path: str, make_batch: Any, toler
     assert batch.worst_error(batch.run(plan)) < tolerances[torch.float32]
 
 
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="Triton runs in a process with TRITON_INTERPRET=1")
+SMALL_DECODE = {"BLOCK_N": 16, "TRANSPOSED": False}
+SMALL_PREFILL = {"BLOCK_M": 32, "BLOCK_N": 16, "DESCRIPTORS": False}
+
+
 @pytest.mark.interpreter
-@pytest.mark.skipif(not INTERPRETED, reason="Triton runs in a process with TRITON_INTERPRET=1")
+@interpreted
 @pytest.mark.parametrize("window", [0, 33])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.int8])
+@pytest.mark.parametrize("page_size", [8, 16, 64])
 def test_tiles_as_small_as_those_of_a_gpu_give_the_same(
-    monkeypatch: pytest.MonkeyPatch, make_batch: Any, tolerances: Any, window: int
+    make_batch: Any, tolerances: Any, window: int, kv_dtype: torch.dtype, page_size: int
 ) -> None:
-    monkeypatch.setattr(attention_decode, "decode_config", lambda *_: DecodeConfig(16, 1, 1))
-    monkeypatch.setattr(attention_prefill, "prefill_config", lambda *_: PrefillConfig(32, 16, 1, 1))
-    batch = make_batch(lens=[130, 70, 5], query_lens=[40, 1, 5], num_kv_heads=1, num_heads=3, window=window)
-    assert batch.worst_error(batch.run()) < tolerances[torch.float32]
+    batch = make_batch(
+        lens=[130, 70, 5, 60],
+        query_lens=[40, 1, 5, 12],
+        num_kv_heads=1,
+        num_heads=3,
+        window=window,
+        kv_dtype=kv_dtype,
+        page_size=page_size,
+        shuffled=True,
+    )
+    with override("decode", LaunchConfig(SMALL_DECODE, 1, 1)), override("prefill", LaunchConfig(SMALL_PREFILL, 1, 1)):
+        assert batch.worst_error(batch.run()) < tolerances[torch.float32]
+
+
+@pytest.mark.interpreter
+@interpreted
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"lens": [300, 1, 64, 17], "query_lens": [1, 1, 1, 1]},
+        {"lens": [300, 64, 40], "query_lens": [16, 9, 3], "window": 21, "softcap": 5.0},
+        {"lens": [130, 40], "query_lens": [1, 4], "kv_dtype": torch.int8, "head_dim": 80},
+        {"lens": [130, 40], "query_lens": [1, 4], "kv_dtype": torch.float8_e4m3fn, "dtype": torch.bfloat16},
+    ],
+    ids=["decode", "drafts with window and soft-cap", "int8", "fp8"],
+)
+def test_keys_on_the_other_side_of_the_product_give_the_same(
+    make_batch: Any, tolerances: Any, keywords: dict[str, Any]
+) -> None:
+    batch = make_batch(**keywords)
+    with override("decode", LaunchConfig({"BLOCK_N": 32, "TRANSPOSED": True}, 1, 1)):
+        assert batch.worst_error(batch.run()) < tolerances[batch.case.dtype]
+
+
+@pytest.mark.interpreter
+@interpreted
+@pytest.mark.parametrize(("head_dim", "window"), [(64, 0), (64, 50), (80, 0), (128, 0)])
+def test_tiles_loaded_by_descriptor_give_the_same(make_batch: Any, tolerances: Any, head_dim: int, window: int) -> None:
+    batch = make_batch(
+        lens=[130, 70, 100], query_lens=[40, 70, 33], head_dim=head_dim, window=window, flat=False, page_size=32
+    )
+    config = LaunchConfig({"BLOCK_M": 64, "BLOCK_N": 32, "DESCRIPTORS": True}, 1, 1)
+    with override("prefill", config):
+        assert batch.worst_error(batch.run()) < tolerances[torch.float32]
+
+
+@pytest.mark.interpreter
+@interpreted
+def test_the_counters_of_splits_are_zero_after_every_replay(make_batch: Any) -> None:
+    batch = make_batch(lens=[300, 64, 17], query_lens=[1, 4, 1], num_kv_heads=1, num_heads=2)
+    plan = plan_attention(batch.block_table, batch.seq_lens, batch.cu_seqlens_q, page_size=16, max_query_len=4)
+    found = []
+    counters: list[torch.Tensor] = []
+    with override("decode", LaunchConfig(SMALL_DECODE, 1, 1)):
+        for _ in range(10):
+            found.append(batch.run(plan))
+            counters = [value.counters for value in plan.schedules if hasattr(value, "counters")]
+            assert len(counters) == 1 and not counters[0].any()
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+class TestBatchInvariance:
+    """A batch-invariant plan gives a query the same bits in any company and any chunk."""
+
+    LENS = (1300, 70, 3, 2100)
+
+    def alone(self, batch: Any, index: int, chunks: list[int]) -> torch.Tensor:
+        """The queries of one sequence, computed in ``chunks`` with nothing else in the batch: [their number, H, D]."""
+        start, end = batch.cu_seqlens_q[index : index + 2].tolist()
+        context = batch.case.lens[index] - (end - start)
+        found, done = [], 0
+        for size in chunks:
+            table, length = batch.block_table[index : index + 1], torch.tensor([context + done + size]).int()
+            bounds = torch.tensor([0, size]).int()
+            plan = plan_attention(table, length, bounds, page_size=16, max_query_len=size, batch_invariant=True)
+            found.append(
+                paged_attention(
+                    batch.q[start + done : start + done + size],
+                    batch.k_pages,
+                    batch.v_pages,
+                    table,
+                    length,
+                    bounds,
+                    softmax_scale=batch.case.head_dim**-0.5,
+                    sliding_window=batch.case.window,
+                    plan=plan,
+                    k_scales=batch.k_scales,
+                    v_scales=batch.v_scales,
+                )
+            )
+            done += size
+        assert done == end - start
+        return torch.cat(found)
+
+    @pytest.mark.parametrize(
+        "keywords",
+        [{}, {"window": 100}, {"dtype": torch.bfloat16, "head_dim": 48}, {"kv_dtype": torch.int8}],
+        ids=["all keys", "window", "bf16", "int8"],
+    )
+    def test_results_are_bit_equal_in_any_batch_and_any_chunking(
+        self, path: str, make_batch: Any, tolerances: Any, keywords: dict[str, Any]
+    ) -> None:
+        batch = make_batch(
+            lens=list(self.LENS), query_lens=[23, 5, 3, 1], num_heads=4, num_kv_heads=2, shuffled=True, **keywords
+        )
+        tables = (batch.block_table, batch.seq_lens, batch.cu_seqlens_q)
+        together = batch.run(plan_attention(*tables, page_size=16, batch_invariant=True))
+        assert batch.worst_error(together) < tolerances[batch.case.dtype]
+        bounds = batch.cu_seqlens_q.tolist()
+        for index, chunkings in enumerate(([[23], [1, 16, 6], [1] * 23], [[5], [2, 3]], [[3]], [[1]])):
+            for chunks in chunkings:
+                found = self.alone(batch, index, chunks)
+                assert torch.equal(found, together[bounds[index] : bounds[index + 1]])
+
+    def test_rows_of_no_sequence_give_zero(self, path: str, make_batch: Any) -> None:
+        batch = make_batch(lens=[0, 5, 33], query_lens=[1, 1, 4], padding=3)
+        tables = (batch.block_table, batch.seq_lens, batch.cu_seqlens_q)
+        found = batch.run(plan_attention(*tables, page_size=16, batch_invariant=True))
+        assert not found[0].any() and not found[6:].any() and found[1].any()
 
 
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
         ({"q": torch.zeros(1, 5, 64)}, r"q \[1, 5, 64\].*a multiple of 2"),
-        ({"q": torch.zeros(1, 8, 64, dtype=torch.float16)}, "one dtype and one device"),
+        ({"q": torch.zeros(1, 8, 64, dtype=torch.float16)}, "for pages q's dtype, int8 or fp8"),
         ({"q": torch.zeros(1, 8, 128)[..., ::2]}, "contiguous last axis"),
         ({"k_pages": torch.zeros(4, 2, 16, 32)}, r"pages \[4, 2, 16, 32\]"),
         ({"k_pages": torch.zeros(4, 2, 24, 64), "v_pages": torch.zeros(4, 2, 24, 64)}, "page_size is 24"),
         ({"block_table": torch.zeros(2, 4, dtype=torch.int32)}, r"block_table torch.int32 \[2, 4\]"),
         ({"seq_lens": torch.zeros(1, dtype=torch.int64)}, "seq_lens torch.int64"),
         ({"sliding_window": -1}, "sliding_window is -1"),
+        ({"k_scales": torch.ones(3, 2, 16), "v_scales": torch.ones(3, 2, 16)}, "only int8 pages have them"),
+        (
+            {"k_pages": torch.zeros(4, 2, 16, 64).char(), "v_pages": torch.zeros(4, 2, 16, 64).char()},
+            "int8 pages without k_scales",
+        ),
+        (
+            {
+                "k_pages": torch.zeros(4, 2, 16, 64).char(),
+                "v_pages": torch.zeros(4, 2, 16, 64).char(),
+                "k_scales": torch.ones(4, 2, 8),
+                "v_scales": torch.ones(4, 2, 16),
+            },
+            r"k_scales torch.float32 \[4, 2, 8\]",
+        ),
         ({"out": torch.zeros(2, 8, 64)}, r"out torch.float32 \[2, 8, 64\]"),
     ],
 )

@@ -1,0 +1,113 @@
+"""OfflineDriver: a Triton driver for a GPU that is not there. It compiles what is launched, and launches nothing.
+
+With it active the package's own wrappers run on tensors of the meta device, so that what is compiled is what they
+would launch: the same configurations, the same specialisation of arguments, the same code. Machine code comes from the
+assembler that Triton's wheel brings along.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+_UNLIMITED = 1 << 30  # bytes of shared memory and threads: whether a kernel fits is for the reader of its code to say
+_devices = count()  # JIT caches are per device number, and one number must never stand for two targets
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel as it came out of the compiler.
+
+    Attributes:
+        name: of the kernel function.
+        metadata: Triton's, such as shared (bytes) and num_warps.
+        files: kind ("cubin", "ptx", "amdgcn", ...) -> where it lies.
+    """
+
+    name: str
+    metadata: dict[str, Any]
+    files: dict[str, Path]
+
+
+class OfflineDriver(DriverBase):
+    """A driver of one device of ``target``."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self._target = target
+        self._device = next(_devices)
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": _UNLIMITED},
+            load_binary=lambda *arguments: (None, None, 0, 0, _UNLIMITED),
+            unload_module=lambda module: None,
+        )
+        self.launcher_cls = _Launcher
+
+    @classmethod
+    def is_active(cls) -> bool:
+        """Never by itself."""
+        return False
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        """Unused: there is no launcher in C."""
+        return ty
+
+    def get_current_target(self) -> GPUTarget:
+        """What is compiled for."""
+        return self._target
+
+    def get_current_device(self) -> int:
+        """A number of its own."""
+        return self._device
+
+    def get_current_stream(self, device: int) -> int:
+        """The only one."""
+        return 0
+
+    def get_active_torch_device(self) -> Any:
+        """None that holds memory."""
+        import torch
+
+        return torch.device("meta")
+
+    def get_benchmarker(self) -> Any:
+        """Nothing can be timed."""
+        raise NotImplementedError("a device that is not there has no speed")
+
+
+class _Launcher:
+    """Launches nothing."""
+
+    def __init__(self, src: Any, metadata: Any) -> None:
+        pass
+
+    def __call__(self, *arguments: Any) -> None:
+        pass
+
+
+@contextmanager
+def compiling_for(target: GPUTarget) -> Iterator[list[Compiled]]:
+    """Launches inside the block are compiled for ``target`` and appear in the list, each kernel once a specialisation.
+
+    Not for a process that also uses a GPU or the interpreter.
+    """
+    compiled: list[Compiled] = []
+
+    def listen(*, src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], **rest: Any) -> None:
+        files = {Path(name).suffix.removeprefix("."): Path(path) for name, path in metadata_group.items()}
+        compiled.append(Compiled(src.fn.__name__, metadata, files))
+
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.listener = listen
+        triton.runtime.driver.set_active(OfflineDriver(target))
+        try:
+            yield compiled
+        finally:
+            # No driver can be put back where there is none: whoever launches next outside gets a device's own number
+            triton.runtime.driver.set_active(None)
