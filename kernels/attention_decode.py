@@ -19,7 +19,7 @@ import torch
 from .attention_inputs import LayerPages, Scoring
 from .attention_plan import AttentionPlan
 from .attention_schedule_gpu import MAX_DECODE_QUERIES, DecodeShape, DecodeSplits, build_decode_splits
-from .attention_tile import attend_tile
+from .attention_tile import attend_tile, load_queries
 from .backend import dtype_name, inlined, jit, next_power_of_2, tl
 from .launch_configs import LaunchConfig, find_config
 
@@ -67,24 +67,16 @@ def _launch(
         q,
         pages.k,
         pages.v,
-        q if pages.k_scales is None else pages.k_scales,
-        q if pages.v_scales is None else pages.v_scales,
+        (q, q) if pages.k_scales is None else (pages.k_scales, pages.v_scales),
         out,
-        partial,
-        lse,
-        splits.counters,
+        (partial, lse, splits.counters),
         plan.block_table,
-        splits.seq_lens,
-        splits.cu_seqlens_q,
-        splits.splits,
-        splits.bounds,
+        (splits.splits, splits.bounds, splits.cu_seqlens_q, splits.seq_lens),
         scoring.softmax_scale,
         scoring.softcap,
-        *q.stride()[:2],
-        *out.stride()[:2],
-        *pages.k.stride()[:3],
-        *pages.v.stride()[:3],
-        *pages.scale_strides,
+        q.stride()[:2],
+        out.stride()[:2],
+        pages.strides,
         plan.block_table.stride(0),
         PAGE_SIZE=page_size,
         WINDOW=scoring.sliding_window,
@@ -114,32 +106,16 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     q_ptr,
     k_ptr,
     v_ptr,
-    k_scales_ptr,
-    v_scales_ptr,
+    scales,
     out_ptr,
-    partial_ptr,
-    lse_ptr,
-    counters_ptr,
+    workspace,  # partial, lse and the schedule's counters
     table_ptr,
-    seq_lens_ptr,
-    cu_seqlens_ptr,
-    splits_ptr,
-    bounds_ptr,
+    schedule,  # splits, bounds, cu_seqlens_q and seq_lens, see DecodeSplits
     scale,
     softcap,
-    q_stride_t,
-    q_stride_h,
-    out_stride_t,
-    out_stride_h,
-    k_stride_p,
-    k_stride_h,
-    k_stride_s,
-    v_stride_p,
-    v_stride_h,
-    v_stride_s,
-    scale_stride_p,
-    scale_stride_h,
-    scale_stride_s,
+    q_strides,
+    out_strides,
+    page_strides,
     table_stride,
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -159,6 +135,7 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     kv_head = tl.program_id(1).to(tl.int64)
     num_splits = tl.num_programs(0)
     num_kv_heads = tl.num_programs(1)
+    splits_ptr, bounds_ptr, cu_seqlens_ptr, seq_lens_ptr = schedule
     tile = tl.load(splits_ptr + split)
     if tile < 0:
         return
@@ -170,19 +147,23 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     num_queries = tl.load(cu_seqlens_ptr + sequence + 1) - first_row
     context = tl.load(seq_lens_ptr + sequence) - num_queries
     first_split = tl.load(bounds_ptr + tile)
-    last_split = tl.load(bounds_ptr + tile + 1)
+    num_parts = tl.load(bounds_ptr + tile + 1) - first_split
 
-    packed = tl.arange(0, BLOCK_M)
-    query = first_query + packed // GROUP_SIZE
-    head = kv_head * GROUP_SIZE + packed % GROUP_SIZE
-    row = (first_row + query).to(tl.int64)
-    at = tl.arange(0, BLOCK_D)
-    is_row = (packed < BLOCK_Q * GROUP_SIZE) & (query >= 0) & (query < num_queries)
-    inside = is_row[:, None] & (at < HEAD_DIM)[None, :]
-    q = tl.load(q_ptr + row[:, None] * q_stride_t + head[:, None] * q_stride_h + at[None, :], mask=inside, other=0.0)
-    if IS_FP8:  # every code is an fp16
-        q = tl.clamp(q.to(tl.float32), -65504.0, 65504.0).to(tl.float16)
-
+    q, query, is_row, inside, out_at = load_queries(
+        q_ptr,
+        first_row,
+        first_query,
+        num_queries,
+        kv_head,
+        q_strides,
+        out_strides,
+        IS_FP8,
+        GROUP_SIZE,
+        HEAD_DIM,
+        BLOCK_Q,
+        BLOCK_M,
+        BLOCK_D,
+    )
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)  # noqa: E741
     acc = tl.zeros([BLOCK_D, BLOCK_M] if TRANSPOSED else [BLOCK_M, BLOCK_D], tl.float32)
@@ -202,15 +183,12 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
             context + query,
             k_ptr,
             v_ptr,
-            k_scales_ptr,
-            v_scales_ptr,
+            scales,
             table_ptr + sequence.to(tl.int64) * table_stride,
             kv_head,
             scale,
             softcap,
-            (k_stride_p, k_stride_h, k_stride_s),
-            (v_stride_p, v_stride_h, v_stride_s),
-            (scale_stride_p, scale_stride_h, scale_stride_s),
+            page_strides,
             PAGE_SIZE,
             WINDOW,
             HAS_SOFTCAP,
@@ -227,22 +205,21 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
         acc = tl.trans(acc)
     safe_l = tl.where(l == 0.0, 1.0, l)
     y = acc / safe_l[:, None]
-    out_at = out_ptr + row[:, None] * out_stride_t + head[:, None] * out_stride_h + at[None, :]
-    num_parts = last_split - first_split
     if num_parts == 1:
-        tl.store(out_at, y.to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_ptr + out_at, y.to(out_ptr.dtype.element_ty), mask=inside)
     else:
-        slot = (split * num_kv_heads + kv_head) * BLOCK_M + packed
-        tl.store(partial_ptr + slot[:, None] * HEAD_DIM + at[None, :], y, mask=inside)
-        tl.store(lse_ptr + slot, tl.where(l == 0.0, float("-inf"), m + tl.log2(safe_l)), mask=is_row)
+        partial_ptr, lse_ptr, counters_ptr = workspace
+        at = (split * num_kv_heads + kv_head) * BLOCK_M + tl.arange(0, BLOCK_M)
+        tl.store(partial_ptr + at[:, None] * HEAD_DIM + tl.arange(0, BLOCK_D)[None, :], y, mask=inside)
+        tl.store(lse_ptr + at, tl.where(l == 0.0, float("-inf"), m + tl.log2(safe_l)), mask=is_row)
         tl.debug_barrier()  # all threads' stores before the one thread's count
         counter_ptr = counters_ptr + tile * num_kv_heads + kv_head
         if tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == num_parts - 1:
             tl.debug_barrier()
-            slot = (first_split.to(tl.int64) * num_kv_heads + kv_head) * BLOCK_M + packed
+            at += (first_split - split) * num_kv_heads * BLOCK_M
             step = num_kv_heads * BLOCK_M
-            y = _merge(partial_ptr, lse_ptr, slot, step, num_parts, is_row, inside, HEAD_DIM, BLOCK_M, BLOCK_D)
-            tl.store(out_at, y.to(out_ptr.dtype.element_ty), mask=inside)
+            y = _merge(partial_ptr, lse_ptr, at, step, num_parts, is_row, inside, HEAD_DIM, BLOCK_M, BLOCK_D)
+            tl.store(out_ptr + out_at, y.to(out_ptr.dtype.element_ty), mask=inside)
             tl.store(counter_ptr, 0)
 
 

@@ -31,6 +31,11 @@ class LayerPages:
         """Strides that k_scales and v_scales share."""
         return (0, 0, 0) if self.k_scales is None else self.k_scales.stride()
 
+    @property
+    def strides(self) -> tuple[tuple[int, ...], ...]:
+        """Of k and v by page, head and slot, and those of the scales."""
+        return self.k.stride()[:3], self.v.stride()[:3], self.scale_strides
+
     def check(self, caller: str) -> None:
         """Raise KernelError, in the name of ``caller``, unless the tensors make pages."""
         k, v = self.k, self.v

@@ -15,7 +15,7 @@ import torch
 from .attention_inputs import LayerPages, Scoring
 from .attention_plan import AttentionPlan
 from .attention_schedule_gpu import build_prefill_tiles
-from .attention_tile import attend_tile
+from .attention_tile import attend_tile, load_queries
 from .backend import dtype_name, jit, next_power_of_2, tl
 from .launch_configs import find_config
 
@@ -34,8 +34,7 @@ def paged_prefill(q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scori
         q,
         _describe(k, block_n, block_d) if by_descriptor else k,
         _describe(v, block_n, block_d) if by_descriptor else v,
-        q if pages.k_scales is None else pages.k_scales,
-        q if pages.v_scales is None else pages.v_scales,
+        (q, q) if pages.k_scales is None else (pages.k_scales, pages.v_scales),
         out,
         plan.block_table,
         tiles.seq_lens,
@@ -44,11 +43,9 @@ def paged_prefill(q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scori
         tiles.first_query,
         scoring.softmax_scale,
         scoring.softcap,
-        *q.stride()[:2],
-        *out.stride()[:2],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *pages.scale_strides,
+        q.stride()[:2],
+        out.stride()[:2],
+        pages.strides,
         plan.block_table.stride(0),
         GROUP_SIZE=group_size,
         HEAD_DIM=head_dim,
@@ -83,8 +80,7 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
     q_ptr,
     k_pages,
     v_pages,
-    k_scales_ptr,
-    v_scales_ptr,
+    scales,
     out_ptr,
     table_ptr,
     seq_lens_ptr,
@@ -93,19 +89,9 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
     tile_query_ptr,
     scale,
     softcap,
-    q_stride_t,
-    q_stride_h,
-    out_stride_t,
-    out_stride_h,
-    k_stride_p,
-    k_stride_h,
-    k_stride_s,
-    v_stride_p,
-    v_stride_h,
-    v_stride_s,
-    scale_stride_p,
-    scale_stride_h,
-    scale_stride_s,
+    q_strides,
+    out_strides,
+    page_strides,
     table_stride,
     GROUP_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -131,17 +117,21 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
     seq_len = tl.load(seq_lens_ptr + sequence)
     context = seq_len - num_queries  # the position of the first query; negative when it stands before all keys
 
-    packed = tl.arange(0, BLOCK_M)
-    query = first_query + packed // GROUP_SIZE
-    head = kv_head * GROUP_SIZE + packed % GROUP_SIZE
-    row = (first_row + query).to(tl.int64)
-    at = tl.arange(0, BLOCK_D)
-    inside = ((packed < BLOCK_Q * GROUP_SIZE) & (query < num_queries))[:, None] & (at < HEAD_DIM)[None, :]
-    q_at = q_ptr + row[:, None] * q_stride_t + head[:, None] * q_stride_h + at[None, :]
-    q = tl.load(q_at, mask=inside, other=0.0)  # [BLOCK_M, BLOCK_D]
-    if IS_FP8:  # every code is an fp16
-        q = tl.clamp(q.to(tl.float32), -65504.0, 65504.0).to(tl.float16)
-
+    q, query, _, inside, out_at = load_queries(
+        q_ptr,
+        first_row,
+        first_query,
+        num_queries,
+        kv_head,
+        q_strides,
+        out_strides,
+        IS_FP8,
+        GROUP_SIZE,
+        HEAD_DIM,
+        BLOCK_Q,
+        BLOCK_M,
+        BLOCK_D,
+    )
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)  # noqa: E741
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -179,15 +169,12 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
                     position,
                     k_pages,
                     v_pages,
-                    k_scales_ptr,
-                    v_scales_ptr,
+                    scales,
                     own_table_ptr,
                     kv_head,
                     scale,
                     softcap,
-                    (k_stride_p, k_stride_h, k_stride_s),
-                    (v_stride_p, v_stride_h, v_stride_s),
-                    (scale_stride_p, scale_stride_h, scale_stride_s),
+                    page_strides,
                     PAGE_SIZE,
                     WINDOW,
                     HAS_SOFTCAP,
@@ -200,5 +187,4 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
                     BLOCK_D,
                 )
     y = acc / tl.where(l == 0.0, 1.0, l)[:, None]
-    out_at = out_ptr + row[:, None] * out_stride_t + head[:, None] * out_stride_h + at[None, :]
-    tl.store(out_at, y.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + out_at, y.to(out_ptr.dtype.element_ty), mask=inside)

@@ -17,6 +17,42 @@ from .backend import inlined, tl
 
 
 @inlined
+def load_queries(  # type: ignore[no-untyped-def]
+    q_ptr,
+    first_row,
+    first_query,
+    num_queries,
+    kv_head,
+    q_strides,
+    out_strides,
+    IS_FP8: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """BLOCK_Q queries of a sequence from ``first_query`` on, with all heads of a group, packed: row = query * G + head.
+
+    Returns:
+        q [M, D], each row's query [M], whether it is one [M], whether an element is one [M, D], and each element's
+        offset in out [M, D].
+    """
+    packed = tl.arange(0, BLOCK_M)
+    query = first_query + packed // GROUP_SIZE
+    head = kv_head * GROUP_SIZE + packed % GROUP_SIZE
+    row = (first_row + query).to(tl.int64)
+    at = tl.arange(0, BLOCK_D)
+    is_row = (packed < BLOCK_Q * GROUP_SIZE) & (query >= 0) & (query < num_queries)
+    inside = is_row[:, None] & (at < HEAD_DIM)[None, :]
+    q_at = q_ptr + row[:, None] * q_strides[0] + head[:, None] * q_strides[1] + at[None, :]
+    q = tl.load(q_at, mask=inside, other=0.0)
+    if IS_FP8:  # every code is an fp16
+        q = tl.clamp(q.to(tl.float32), -65504.0, 65504.0).to(tl.float16)
+    return q, query, is_row, inside, row[:, None] * out_strides[0] + head[:, None] * out_strides[1] + at[None, :]
+
+
+@inlined
 def attend_tile(  # type: ignore[no-untyped-def]
     q,
     m,
@@ -28,15 +64,12 @@ def attend_tile(  # type: ignore[no-untyped-def]
     position,  # [M] of each row's query
     k_pages,
     v_pages,
-    k_scales_ptr,
-    v_scales_ptr,
+    scales,  # pointers: of keys, of values
     table_ptr,
     kv_head,
     scale,
     softcap,
-    k_strides,
-    v_strides,
-    scale_strides,
+    page_strides,  # of k, of v, of the scales
     PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -62,12 +95,12 @@ def attend_tile(  # type: ignore[no-untyped-def]
         if MASKED:
             v = tl.where(held[:, None], v, 0.0)  # a probability of 0 times a NaN of an unused slot would be NaN
     else:
-        k = _load_rows(k_pages, page, kv_head, keys, held, k_strides, PAGE_SIZE, MASKED, HEAD_DIM, BLOCK_D)
-        v = _load_rows(v_pages, page, kv_head, keys, held, v_strides, PAGE_SIZE, MASKED, HEAD_DIM, BLOCK_D)
+        k = _load_rows(k_pages, page, kv_head, keys, held, page_strides[0], PAGE_SIZE, MASKED, HEAD_DIM, BLOCK_D)
+        v = _load_rows(v_pages, page, kv_head, keys, held, page_strides[1], PAGE_SIZE, MASKED, HEAD_DIM, BLOCK_D)
     if HAS_SCALES:
-        scales_at = page * scale_strides[0] + kv_head * scale_strides[1] + keys % PAGE_SIZE * scale_strides[2]
-        k_scales = tl.load(k_scales_ptr + scales_at, mask=held, other=0.0)
-        v_scales = tl.load(v_scales_ptr + scales_at, mask=held, other=0.0)
+        scales_at = page * page_strides[2][0] + kv_head * page_strides[2][1] + keys % PAGE_SIZE * page_strides[2][2]
+        k_scales = tl.load(scales[0] + scales_at, mask=held, other=0.0)
+        v_scales = tl.load(scales[1] + scales_at, mask=held, other=0.0)
         k = k.to(tl.float32).to(q.dtype)
         v = v.to(tl.float32).to(q.dtype)
     elif k.dtype.primitive_bitwidth == 8:

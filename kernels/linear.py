@@ -8,7 +8,8 @@
 f32 weight is packed once by oneDNN, through operators internal to torch: packed, a single row reads the weight at close
 to the speed of memory, where `F.linear` reaches a quarter of it. Before they are used the operators are run on a small
 case; where they are missing or wrong, and on every other device, the weight stays as it is. This is the only file that
-names those operators.
+names those operators. On a GPU a step of a few rows takes the norm before it and the residual behind it into the same
+kernel (gemv.py).
 """
 
 import math
@@ -20,6 +21,10 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import KernelError
+from .backend import runs_triton
+from .gemv import MAX_ROWS, linear_add, norm_linear, norm_swiglu
+from .rms_norm import add_rms_norm
+from .swiglu import swiglu
 
 # What oneDNN packs for: one row, the decode step of one chat. In f32 a packing for more rows takes 1.4x as long at one
 # row, and the one-row packing 1.4x as long at 16; in bf16 the hint changes nothing.
@@ -46,6 +51,9 @@ class Linear(Protocol):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``x W^T + b``: [T, in_features] -> [T, out_features]."""
+
+    def normed(self, x: torch.Tensor, norm_weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """``add_rms_norm(x, norm_weight, eps) W^T + b``."""
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """``residual + x W^T + b``; ``residual: [T, out_features]`` is left as it was."""
@@ -76,8 +84,16 @@ class PlainLinear:
         """``x W^T + b``: [T, in_features] -> [T, out_features]."""
         return F.linear(x, self.weight, self.bias)
 
+    def normed(self, x: torch.Tensor, norm_weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """``add_rms_norm(x, norm_weight, eps) W^T + b``."""
+        if takes_gemv(x):
+            return norm_linear(x, norm_weight, eps, self.weight, self.bias)
+        return self(add_rms_norm(x, norm_weight, eps))
+
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """``residual + x W^T + b``; ``residual: [T, out_features]`` is left as it was."""
+        if takes_gemv(x):
+            return linear_add(x, self.weight, residual, self.bias)
         if self.bias is None:
             return torch.addmm(residual, x, self.weight.t())
         return F.linear(x, self.weight, self.bias).add_(residual)
@@ -107,6 +123,10 @@ class PackedLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``x W^T + b``: [T, in_features] -> [T, out_features]."""
         return self._unary(x, "none")
+
+    def normed(self, x: torch.Tensor, norm_weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """``add_rms_norm(x, norm_weight, eps) W^T + b``."""
+        return self(add_rms_norm(x, norm_weight, eps))
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """``residual + x W^T + b``; ``residual: [T, out_features]`` is left as it was."""
@@ -140,6 +160,18 @@ class PackedLinear:
         return F.pad(x, (0, 0, 0, self._fewest_rows - x.shape[0]))
 
 
+def normed_swiglu(projection: Linear, x: torch.Tensor, norm_weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """``swiglu(projection.normed(x, norm_weight, eps))`` of a merged gate and up: [T, E] -> [T, F]."""
+    if isinstance(projection, PlainLinear) and projection.bias is None and takes_gemv(x):
+        return norm_swiglu(x, norm_weight, eps, projection.weight)
+    return swiglu(projection.normed(x, norm_weight, eps))
+
+
+def takes_gemv(x: torch.Tensor) -> bool:
+    """Whether a product with so few rows is a fused matrix-vector product here."""
+    return 0 < x.shape[0] <= MAX_ROWS and runs_triton(x)
+
+
 @cache
 def multiplies_bf16() -> bool:
     """Whether this CPU has instructions for products of bf16; others convert first, and every row keeps them busy."""
@@ -158,7 +190,7 @@ def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linea
     Raises:
         KernelError: shapes, dtypes or devices that do not belong together.
     """
-    _check(weight, bias)
+    check_projection(weight, bias)
     large = weight.numel() >= _PACKED_FROM.get(weight.dtype, math.inf)
     if weight.device.type == "cpu" and large and can_pack(weight.dtype):
         return PackedLinear(weight, bias)
@@ -198,7 +230,7 @@ def _pointwise_binary() -> Callable[..., torch.Tensor]:
     return torch.ops.mkldnn._linear_pointwise.binary
 
 
-def _check(weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def check_projection(weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Raise KernelError unless ``weight`` and ``bias`` make a projection."""
     if weight.ndim != 2 or not weight.dtype.is_floating_point:
         raise KernelError(

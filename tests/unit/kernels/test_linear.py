@@ -50,6 +50,11 @@ def test_every_operation_agrees_with_float64(
     assert relative_error(projection.add(x, other), other.double() + y) < tolerance
     assert relative_error(projection.swish(x), F.silu(y)) < tolerance
     assert relative_error(projection.mul(x, other), y * other.double()) < tolerance
+    norm_weight = torch.randn(in_features).to(dtype)
+    normed = F.rms_norm(x.double(), (in_features,), norm_weight.double(), 1e-5)
+    expected = F.linear(normed, weight.double(), None if bias is None else bias.double())
+    # The norm is rounded before its weight and after it, as Hugging Face's models have it.
+    assert relative_error(projection.normed(x, norm_weight, 1e-5), expected) < 2 * tolerance
     assert torch.equal(other, kept)
     assert (projection.in_features, projection.out_features) == (in_features, out_features)
     assert projection.nbytes == weight.nbytes + (0 if bias is None else bias.nbytes)
