@@ -1,8 +1,8 @@
 """Builds a Model, or a span of one, from a folder's tensors. What the files hold: weights.py.
 
-Everything is read once, through a mapping, a layer at a time: merged and packed into memory of its own, after which
-the mapping is dropped. So the peak is the model plus one layer. The head comes first, since it is the largest single
-tensor.
+Everything is read once, through a mapping, a layer at a time: merged, rounded to fewer bits where that is asked for,
+and packed into memory of its own, after which the mapping is dropped. So the peak is the model plus one layer. The head
+comes first, since it is the largest single tensor.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..kernels import Linear, PackedLinear, pack_linear
+from ..kernels import Linear, PackedLinear, pack_linear, quantize_linear
 from .config import ModelConfig
 from .layers import FusedGateUp, GateUp, Layer, LayerShape, LayerWeights, MergedGateUp
 from .model import Embed, Head, Model, Span
@@ -22,6 +22,8 @@ from .weights import NamedShape, TensorFiles, embed_tensor, head_tensors, layer_
 
 Built = TypeVar("Built")
 Progress = Callable[[int, int], None]  # parts loaded, parts in all
+# The head is never rounded further: its errors reach the logits as they are, with no layer behind it to average them.
+HEAD_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,17 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where weights go and as what. ``max_context`` sizes the rotary tables."""
+    """Where weights go and as what.
+
+    Attributes:
+        max_context: sizes the rotary tables.
+        weight_bits: 8 or 4 for the projections, the head's being 8 in either case; None leaves them as ``dtype``.
+    """
 
     device: torch.device
     dtype: torch.dtype
     max_context: int
+    weight_bits: int | None = None
 
 
 def load_model(
@@ -56,7 +64,7 @@ def load_model(
     Raises:
         WeightsError: a file or a tensor of the part is missing, truncated or of the wrong shape.
     """
-    assert 0 <= part.start < part.end <= config.num_layers
+    assert 0 <= part.start <= part.end <= config.num_layers
     reader = _Reader(TensorFiles.open(folder), placement)
     total = part.head + (part.end - part.start) + part.embed
     steps = iter(range(1, total + 1))
@@ -90,12 +98,19 @@ class _Reader:
         """The tensor on the device, in memory of its own."""
         return self.files.read(*tensor, self._placement.dtype).to(self._placement.device, copy=True)
 
-    def project(self, tensors: Mapping[str, NamedShape], *roles: str) -> Linear:
+    @property
+    def quantizes(self) -> bool:
+        """Whether projections are rounded to fewer bits."""
+        return self._placement.weight_bits is not None
+
+    def project(self, tensors: Mapping[str, NamedShape], *roles: str, fewest_bits: int = 0) -> Linear:
         """The projections ``roles`` as one, one below the other, with their biases if they have them."""
         weights = [self.view(tensors[role]) for role in roles]
         biases = [self.view(tensors[f"{role}_bias"]) for role in roles if f"{role}_bias" in tensors]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         bias = torch.cat(biases) if biases else None
+        if self._placement.weight_bits is not None:
+            return quantize_linear(weight, bias, max(fewest_bits, self._placement.weight_bits))
         projection = pack_linear(weight, bias)
         if weight is weights[0] and not isinstance(projection, PackedLinear) and weight.device.type == "cpu":
             return pack_linear(weight.clone(), bias)  # a plain projection keeps the tensor: not the mapped one
@@ -108,7 +123,8 @@ def _load_embed(reader: _Reader, config: ModelConfig) -> Embed:
 
 def _load_head(reader: _Reader, config: ModelConfig) -> Head:
     tensors = head_tensors(config, reader.files.names)
-    return Head(reader.copy(tensors["norm"]), reader.project(tensors, "head"), config.rms_norm_eps)
+    projection = reader.project(tensors, "head", fewest_bits=HEAD_BITS)
+    return Head(reader.copy(tensors["norm"]), projection, config.rms_norm_eps)
 
 
 def _load_layer(reader: _Reader, config: ModelConfig, index: int) -> Layer:
@@ -134,7 +150,12 @@ def _load_layer(reader: _Reader, config: ModelConfig, index: int) -> Layer:
 
 
 def _load_gate_up(reader: _Reader, tensors: Mapping[str, NamedShape]) -> GateUp:
-    """Two fused projections where this device packs them, else one merged projection and the SwiGLU kernel."""
+    """Two fused projections where this device packs them, else one merged projection and the SwiGLU kernel.
+
+    Quantised ones have nothing to fuse, and merged they round x only once.
+    """
+    if reader.quantizes:
+        return MergedGateUp(reader.project(tensors, "gate", "up"))
     gate = reader.project(tensors, "gate")
     if isinstance(gate, PackedLinear):
         return FusedGateUp(gate, reader.project(tensors, "up"))

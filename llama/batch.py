@@ -35,7 +35,7 @@ class ForwardBatch:
         seq_lens: int32 [B], tokens of each sequence including the new ones.
         cu_seqlens_q: int32 [B + 1], where each sequence's new tokens begin among the T.
         plan: how attention is carried out, made once for all layers.
-        longest: the greatest of seq_lens.
+        longest: the greatest of seq_lens; 0 where the host does not know them, as in a captured step.
     """
 
     positions: Tensor

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import RequestError
-from .runner import Runner, StepItem
+from .runner import Runner
 from .sampling import SampledToken, SamplingParams
 from .scheduler import DEFAULT_MAX_BATCH_TOKENS, DEFAULT_MAX_SEQUENCES, Scheduled, ScheduledSequence, Scheduler
+from .step_sampler import StepItem
 from .text_stream import TextStream
 
 FinishReason = Literal["stop", "length", "aborted"]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -48,11 +48,14 @@ Count = Callable[[int], object]  # bytes done
 _HUB_ID = re.compile(r"([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
 
 
-def resolve_model(ref: str, *, layers: tuple[int, int] | None = None, progress: Progress | None = None) -> Path:
+def resolve_model(
+    ref: str, *, layers: tuple[int, int] | None = None, ends: bool = False, progress: Progress | None = None
+) -> Path:
     """The folder of the model that ``ref`` names: a folder, "demo", or ``org/name[@revision]``, fetched where needed.
 
     Args:
         layers: of a hub id's weights, fetch only the files in which these layers lie, start to end; None for all files.
+        ends: with ``layers``, which may then be none, also those of the embedding and the head.
         progress: told bytes done, bytes in all and the name of a file, while it is fetched.
 
     Raises:
@@ -66,7 +69,17 @@ def resolve_model(ref: str, *, layers: tuple[int, int] | None = None, progress: 
     hub_id = _HUB_ID.fullmatch(ref)
     if hub_id is None or ref[0] in ".~\\" or Path(ref).exists():
         raise ModelError(f"folder {ref} is not found; a model is a folder, org/name[@revision] on the hub, or demo")
-    return _Repository(hub_id[1], hub_id[2] or DEFAULT_REVISION).fetch(layers, progress)
+    return _Repository(hub_id[1], hub_id[2] or DEFAULT_REVISION).fetch(layers, ends, progress)
+
+
+def find_config(ref: str) -> Path | None:
+    """The folder that has the config.json of the model that ``ref`` names; None where it is not on this machine."""
+    hub_id = _HUB_ID.fullmatch(ref)
+    if ref == DEMO or Path(ref).is_dir() or hub_id is None:
+        folder = Path(__file__).parent / DEMO if ref == DEMO else Path(ref)
+        return folder if (folder / CONFIG_NAME).is_file() else None
+    cached = try_to_load_from_cache(hub_id[1], CONFIG_NAME, revision=hub_id[2] or DEFAULT_REVISION)
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 class _Repository:
@@ -78,7 +91,7 @@ class _Repository:
         self._ref = repo_id if revision == DEFAULT_REVISION else f"{repo_id}@{revision}"
         self._offline: str | None = None  # why the hub is out of reach
 
-    def fetch(self, layers: tuple[int, int] | None, progress: Progress | None) -> Path:
+    def fetch(self, layers: tuple[int, int] | None, ends: bool, progress: Progress | None) -> Path:
         """The folder in the cache, with all in it that ``layers`` need."""
         sizes = self._list_files()
 
@@ -92,7 +105,7 @@ class _Repository:
         commit = folder.name
         if INDEX_NAME in sizes:
             download(INDEX_NAME, commit)
-        for name in (*(name for name in TEXT_NAMES if name in sizes), *self._weight_files(folder, sizes, layers)):
+        for name in (*(name for name in TEXT_NAMES if name in sizes), *self._weight_files(folder, sizes, layers, ends)):
             download(name, commit)
         return folder
 
@@ -108,7 +121,9 @@ class _Repository:
             return {}
         return {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
-    def _weight_files(self, folder: Path, files: Mapping[str, int], layers: tuple[int, int] | None) -> list[str]:
+    def _weight_files(
+        self, folder: Path, files: Mapping[str, int], layers: tuple[int, int] | None, ends: bool
+    ) -> list[str]:
         """Which files hold the weights, in TensorFiles.open's order of preference."""
         config = load_config(folder)
         if SINGLE_NAME in files:
@@ -118,9 +133,9 @@ class _Repository:
             if layers is None:
                 return sorted(set(index.values()))
             start, end = layers
-            if not 0 <= start < end <= config.num_layers:
+            if not (0 <= start < end <= config.num_layers or (ends and start == end)):
                 raise HubError(f"{self._ref} has no layers {start}:{end}; it has 0:{config.num_layers}")
-            return list(span_files(index, config, start, end, embed=False, head=False))
+            return list(span_files(index, config, start, end, embed=ends, head=ends))
         names = sorted(name for name in files if name.endswith(".safetensors") and "/" not in name)
         if names:
             return names

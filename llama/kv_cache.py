@@ -6,18 +6,24 @@ one strided view of a head's keys. Address space for all pages is reserved at on
 commits memory as pages are first written, so the cache grows without moving what it holds.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 DEFAULT_PAGE_SIZE = 64  # tokens; one page of one head is 16 KiB at head_dim 128 in bf16 (shared/kernels.md's default)
+_SCALE_DTYPE = torch.float32
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one token needs: ``num_layers`` x 2 x ``num_kv_heads`` x ``head_dim`` elements of ``dtype``."""
+    """What one token needs: ``num_layers`` x 2 x ``num_kv_heads`` x ``head_dim`` elements of ``dtype``, and its scales.
+
+    ``dtype`` is the model's, or a narrower one to which keys and values are quantised: int8 has a scale for each head
+    of each token, fp8 none.
+    """
 
     num_layers: int
     num_kv_heads: int
@@ -25,35 +31,77 @@ class KVShape:
     dtype: torch.dtype
 
     @property
+    def has_scales(self) -> bool:
+        """Whether keys and values come with scales."""
+        return self.dtype == torch.int8
+
+    @property
     def bytes_per_token(self) -> int:
-        """Bytes of keys and values that one token takes in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        """Bytes of keys, values and scales that one token takes in all layers."""
+        scale_bytes = _SCALE_DTYPE.itemsize if self.has_scales else 0
+        return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * self.dtype.itemsize + scale_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class KVPages:
+    """One layer's pages: P pages, K num_kv_heads, S page_size, D head_dim.
+
+    Attributes:
+        k_pages, v_pages: [P, K, S, D] of KVShape.dtype.
+        k_scales, v_scales: f32 [P, K, S], what a token's key and value of a head are multiplied by; None without.
+    """
+
+    k_pages: Tensor
+    v_pages: Tensor
+    k_scales: Tensor | None
+    v_scales: Tensor | None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Those that there are; the first axis of each is the page."""
+        for tensor in (self.k_pages, self.v_pages, self.k_scales, self.v_scales):
+            if tensor is not None:
+                yield tensor
 
 
 class KVCache:
     """The pages' tensors.
 
     Attributes:
-        k_pages, v_pages: one per layer, each [num_pages, num_kv_heads, page_size, head_dim].
+        layers: each layer's pages; page p is the same p in all of them.
         page_size: tokens in a page.
+        shape: what a token takes.
     """
 
     def __init__(self, shape: KVShape, num_pages: int, page_size: int, device: torch.device) -> None:
         self.page_size = page_size
         self.shape = shape
-        self.k_pages = [_empty_pages(shape, num_pages, page_size, device) for _ in range(shape.num_layers)]
-        self.v_pages = [_empty_pages(shape, num_pages, page_size, device) for _ in range(shape.num_layers)]
+        self.layers = [_empty_pages(shape, num_pages, page_size, device) for _ in range(shape.num_layers)]
+
+    def part(self, start: int, end: int) -> "KVCache":
+        """The same pages, of the layers ``start .. end`` of those here."""
+        part = copy(self)
+        part.layers = self.layers[start:end]
+        part.shape = replace(self.shape, num_layers=end - start)
+        return part
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages, (source, target) each, one after another since a target may be a later source."""
         for source, target in copies:
-            for pages in (*self.k_pages, *self.v_pages):
-                pages[target].copy_(pages[source])
+            for layer in self.layers:
+                for tensor in layer.tensors():
+                    tensor[target].copy_(tensor[source])
 
 
-def _empty_pages(shape: KVShape, num_pages: int, page_size: int, device: torch.device) -> Tensor:
-    """[num_pages, num_kv_heads, page_size, head_dim], uninitialised."""
-    if device.type != "cpu":
-        return torch.empty(num_pages, shape.num_kv_heads, page_size, shape.head_dim, dtype=shape.dtype, device=device)
-    heads_first = torch.empty(shape.num_kv_heads, num_pages, page_size, shape.head_dim, dtype=shape.dtype)
-    return heads_first.permute(1, 0, 2, 3)
+def _empty_pages(shape: KVShape, num_pages: int, page_size: int, device: torch.device) -> KVPages:
+    """One layer's pages, uninitialised."""
+
+    def empty(dtype: torch.dtype, *inner: int) -> Tensor:
+        """[num_pages, num_kv_heads, page_size, *inner]."""
+        if device.type != "cpu":
+            return torch.empty(num_pages, shape.num_kv_heads, page_size, *inner, dtype=dtype, device=device)
+        return torch.empty(shape.num_kv_heads, num_pages, page_size, *inner, dtype=dtype).transpose(0, 1)
+
+    k_pages, v_pages = empty(shape.dtype, shape.head_dim), empty(shape.dtype, shape.head_dim)
+    if not shape.has_scales:
+        return KVPages(k_pages, v_pages, None, None)
+    return KVPages(k_pages, v_pages, empty(_SCALE_DTYPE), empty(_SCALE_DTYPE))

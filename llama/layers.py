@@ -10,17 +10,17 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..kernels import Linear, add_rms_norm, paged_attention, rope_and_write_kv, swiglu
+from ..kernels import Linear, add_rms_norm, normed_swiglu, paged_attention, rope_and_write_kv
 from .batch import ForwardBatch
+from .kv_cache import KVPages
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines of the new tokens, f32 [T, D/2] each
-KVPages = tuple[Tensor, Tensor]  # one layer's keys and values, [num_pages, K, page_size, D] each
 
 
 class GateUp(Protocol):
-    """silu(x Wg^T) * (x Wu^T): [T, E] -> [T, F]."""
+    """silu(y Wg^T) * (y Wu^T) of y = the RMSNorm of x: [T, E] -> [T, F]."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, norm: Tensor, eps: float) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class MergedGateUp:
 
     gate_up: Linear
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return swiglu(self.gate_up(x))
+    def __call__(self, x: Tensor, norm: Tensor, eps: float) -> Tensor:
+        return normed_swiglu(self.gate_up, x, norm, eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,9 @@ class FusedGateUp:
     gate: Linear
     up: Linear
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.up.mul(x, self.gate.swish(x))
+    def __call__(self, x: Tensor, norm: Tensor, eps: float) -> Tensor:
+        y = add_rms_norm(x, norm, eps)
+        return self.up.mul(y, self.gate.swish(y))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,32 +85,39 @@ class Layer:
     def __call__(self, hidden: Tensor, batch: ForwardBatch, rotation: Rotation, pages: KVPages) -> Tensor:
         """hidden: [T, E] -> [T, E]; writes the new tokens' keys and values into the layer's pages."""
         weights, eps = self.weights, self.shape.rms_norm_eps
-        normed = add_rms_norm(hidden, weights.input_norm, eps)
-        attended = self._attend(normed, batch, rotation, pages)
-        hidden = weights.o.add(attended, hidden)
-        normed = add_rms_norm(hidden, weights.post_norm, eps)
-        return weights.down.add(weights.gate_up(normed), hidden)
+        qkv = weights.qkv.normed(hidden, weights.input_norm, eps)  # [T, (H + 2K) * D]
+        hidden = weights.o.add(self._attend(qkv, batch, rotation, pages), hidden)
+        return weights.down.add(weights.gate_up(hidden, weights.post_norm, eps), hidden)
 
-    def _attend(self, x: Tensor, batch: ForwardBatch, rotation: Rotation, pages: KVPages) -> Tensor:
-        """x: [T, E] -> [T, H * D]."""
+    def _attend(self, qkv: Tensor, batch: ForwardBatch, rotation: Rotation, pages: KVPages) -> Tensor:
+        """qkv: [T, (H + 2K) * D] -> [T, H * D]."""
         shape = self.shape
-        qkv = self.weights.qkv(x)  # [T, (H + 2K) * D]
         if self.weights.q_norm is not None:
             self._norm_heads(qkv)
-        k_pages, v_pages = pages
-        q = rope_and_write_kv(qkv, *rotation, None, batch.slot_mapping, k_pages, v_pages)  # [T, H, D]
+        q = rope_and_write_kv(  # [T, H, D]
+            qkv,
+            *rotation,
+            None,
+            batch.slot_mapping,
+            pages.k_pages,
+            pages.v_pages,
+            k_scales=pages.k_scales,
+            v_scales=pages.v_scales,
+        )
         attended = paged_attention(
             q,
-            k_pages,
-            v_pages,
+            pages.k_pages,
+            pages.v_pages,
             batch.block_table,
             batch.seq_lens,
             batch.cu_seqlens_q,
             softmax_scale=shape.softmax_scale,
             sliding_window=shape.sliding_window,
             plan=batch.plan,
+            k_scales=pages.k_scales,
+            v_scales=pages.v_scales,
         )
-        return attended.view(x.shape[0], shape.num_heads * shape.head_dim)
+        return attended.view(qkv.shape[0], shape.num_heads * shape.head_dim)
 
     def _norm_heads(self, qkv: Tensor) -> None:
         """Qwen3: RMSNorm over each head of q and of k, in place in qkv: [T, (H + 2K) * D]."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import Linear, add_rms_norm
+from ..kernels import Linear
 from .batch import ForwardBatch
 from .config import ModelConfig
 from .kv_cache import KVCache, KVShape
@@ -41,8 +41,8 @@ class Span:
     def __call__(self, hidden: Tensor, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """hidden: [T, E] -> [T, E]; the new tokens' keys and values are in ``cache`` afterwards."""
         rotation = self.rotary(batch)
-        for layer, k_pages, v_pages in zip(self.layers, cache.k_pages, cache.v_pages, strict=True):
-            hidden = layer(hidden, batch, rotation, (k_pages, v_pages))
+        for layer, pages in zip(self.layers, cache.layers, strict=True):
+            hidden = layer(hidden, batch, rotation, pages)
         return hidden
 
 
@@ -56,7 +56,7 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden: [R, E] -> logits f32 [R, V]."""
-        return self.projection(add_rms_norm(hidden, self.norm, self.rms_norm_eps)).float()
+        return self.projection.normed(hidden, self.norm, self.rms_norm_eps).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,6 @@ class Model:
 
     @property
     def kv_shape(self) -> KVShape:
-        """What the span's keys and values take."""
+        """What the span's keys and values take in the model's own dtype."""
         config = self.config
         return KVShape(self.span.end - self.span.start, config.num_kv_heads, config.head_dim, self.dtype)

@@ -21,9 +21,13 @@ class Rotary:
         cos, sin = rope_tables(rope, head_dim, num_positions)
         self._cos, self._sin = cos.to(device), sin.to(device)  # [num_positions, D/2] f32
 
+    def stretches_at(self, seq_len: int) -> bool:
+        """Whether a step with a sequence this long has frequencies of its own, which only the host can make."""
+        return self._rope.stretches_at(seq_len)
+
     def __call__(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """Cosines and sines for the batch's tokens, f32 [T, D/2] each."""
-        if self._rope.stretches_at(batch.longest):
+        if self.stretches_at(batch.longest):
             return self._stretched(batch)
         return self._cos[batch.positions], self._sin[batch.positions]
 

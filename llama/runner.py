@@ -5,35 +5,36 @@ the same to it. SpanRunner is the part of LocalRunner that knows layers and page
 a span is built on.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .batch import Chunk, ForwardBatch
+from .decode_step import Capture, DecodeRow, PaddedDecode, Progress, StaticDecode
 from .kv_cache import KVCache
 from .model import Model, Span
 from .pages import PagePool
 from .prefix_cache import PrefixCache
-from .sampling import SampledToken, SampleRow, SamplingParams, sample_rows
+from .sampling import SampledToken
 from .sequences import SequenceTable
+from .step_sampler import StepItem, StepSampler
 
 
-@dataclass(frozen=True, slots=True)
-class StepItem:
-    """One sequence's share of a step: ``token_ids`` to compute from ``position`` on, and how many tokens to draw.
+def is_static_decode(items: Sequence[StepItem], stretches_at: Callable[[int], bool]) -> bool:
+    """Whether a StaticDecode can compute ``items``: one token and one draw each, and nothing that only the host knows.
 
-    ``num_samples`` tokens are drawn, behind each of the last that many rows: 0 inside a prompt, 1 at its end and in
-    decode, k when k - 1 drafted tokens are verified.
+    That is a repetition penalty, logprobs, and frequencies that depend on the longest sequence (Rotary.stretches_at).
     """
-
-    sequence_id: int
-    position: int
-    token_ids: Sequence[int]
-    num_samples: int
-    sampling: SamplingParams
+    return all(
+        len(item.token_ids) == item.num_samples == 1
+        and item.sampling.repetition_penalty == 1.0
+        and item.sampling.logprobs == 0
+        and not stretches_at(item.position + 1)
+        for item in items
+    )
 
 
 class Runner(Protocol):
@@ -89,29 +90,47 @@ class SpanRunner:
 
         The caller records the tokens with ``sequences.append`` afterwards.
         """
+        self.make_writable(chunks)
+        batch = ForwardBatch.build(chunks, self.sequences, self.device)
+        return self.span(hidden, batch, self.cache)
+
+    def part(self, start: int, end: int) -> "SpanRunner":
+        """Its layers ``start .. end`` alone, over the same pages and sequences, none of which may share a page."""
+        first, last = start - self.span.start, end - self.span.start
+        span = Span(start, self.span.layers[first:last], self.span.rotary)
+        return SpanRunner(span, self.cache.part(first, last), self.sequences, self.device)
+
+    def make_writable(self, chunks: Sequence[Chunk]) -> None:
+        """Copy the pages that ``chunks`` will write to and others still read; ``forward`` does it by itself."""
         self.cache.copy_pages(self.sequences.take_copies())
         for chunk in chunks:
             length = self.sequences.length(chunk.sequence_id)
             assert chunk.position == length, f"a step at {chunk.position} of a sequence of {length}: roll back first"
-        batch = ForwardBatch.build(chunks, self.sequences, self.device)
-        return self.span(hidden, batch, self.cache)
 
 
 class LocalRunner:
-    """A whole model on this machine. It knows the tokens, so it keeps a prefix cache."""
+    """A whole model on this machine. It knows the tokens, so it keeps a prefix cache.
 
-    def __init__(self, model: Model, num_pages: int, page_size: int, max_context: int) -> None:
+    Args:
+        kv_dtype: of the keys and values; None for the model's.
+    """
+
+    def __init__(
+        self, model: Model, num_pages: int, page_size: int, max_context: int, kv_dtype: torch.dtype | None = None
+    ) -> None:
         assert model.embed is not None and model.head is not None, "a LocalRunner needs the whole model"
         assert max_context <= num_pages * page_size, "a sequence of max_context tokens must fit"
-        self._embed, self._head = model.embed, model.head
+        self._model = model
+        self._embed = model.embed
         self._device = model.device
-        self._vocab_size = model.config.vocab_size
         self._max_context = max_context
         pool = PagePool(num_pages, page_size)
         self.sequences = SequenceTable(pool, PrefixCache(pool))
-        cache = KVCache(model.kv_shape, num_pages, page_size, model.device)
+        shape = replace(model.kv_shape, dtype=kv_dtype or model.dtype)
+        cache = KVCache(shape, num_pages, page_size, model.device)
         self._span = SpanRunner(model.span, cache, self.sequences, model.device)
-        self._seen = _SeenTokens(model.config.vocab_size, model.device)
+        self._sampler = StepSampler(model.head, model.config.vocab_size, model.device, self.sequences.token_ids)
+        self._decode: PaddedDecode | None = None
 
     @property
     def max_context(self) -> int:
@@ -121,7 +140,7 @@ class LocalRunner:
     @property
     def vocab_size(self) -> int:
         """Token ids are below it."""
-        return self._vocab_size
+        return self._model.config.vocab_size
 
     def open(self, sequence_id: int, token_ids: Sequence[int]) -> int:
         """See Runner.open."""
@@ -138,16 +157,30 @@ class LocalRunner:
     def rollback(self, sequence_id: int, length: int) -> None:
         """See Runner.rollback."""
         self.sequences.rollback(sequence_id, length)
-        self._seen.forget(sequence_id)
+        self._sampler.forget(sequence_id)
 
     def release(self, sequence_id: int) -> None:
         """See Runner.release."""
         self.sequences.release(sequence_id)
-        self._seen.forget(sequence_id)
+        self._sampler.forget(sequence_id)
+
+    def prepare_decode(self, max_sequences: int, capture: Capture, progress: Progress | None = None) -> None:
+        """From now on run decode steps of up to ``max_sequences`` sequences as StaticDecodes, each as ``capture`` says.
+
+        Steps that ask for more than a StaticDecode knows go the ordinary way; the results are the same.
+        """
+
+        def build(batch_size: int) -> StaticDecode:
+            return StaticDecode(self._model, self._span.cache, self._max_context, batch_size)
+
+        self._decode = PaddedDecode(build, max_sequences, capture, progress)
 
     @torch.inference_mode()
     def step(self, items: Sequence[StepItem]) -> list[list[SampledToken]]:
         """See Runner.step."""
+        decode = self._decode
+        if decode is not None and decode.holds(len(items)) and is_static_decode(items, self._stretches_at):
+            return self._step_static(decode, items)
         chunks = [Chunk(item.sequence_id, item.position, len(item.token_ids)) for item in items]
         token_ids = torch.tensor([token_id for item in items for token_id in item.token_ids], dtype=torch.int64)
         hidden = self._embed(token_ids.to(self._device))  # [T, E]
@@ -155,54 +188,30 @@ class LocalRunner:
         for item in items:
             self.sequences.append(item.sequence_id, item.token_ids)
         wanted: list[int] = []
-        rows: list[SampleRow] = []
         end = 0
         for item in items:
             end += len(item.token_ids)
             wanted.extend(range(end - item.num_samples, end))
-            rows.extend(self._sample_rows(item))
-        if not wanted:
-            return [[] for _ in items]
         if len(wanted) < hidden.shape[0]:
-            hidden = hidden[torch.tensor(wanted, device=self._device)]  # [R, E]
-        drawn = iter(sample_rows(self._head(hidden), rows))
-        return [[next(drawn) for _ in range(item.num_samples)] for item in items]
+            hidden = hidden[torch.tensor(wanted, dtype=torch.int64, device=self._device)]  # [R, E]
+        return self._sampler.draw(hidden, items)
 
     def check_integrity(self) -> None:
         """Assert every invariant of the sequences, the pool and the prefix cache."""
         self.sequences.check_integrity()
 
-    def _sample_rows(self, item: StepItem) -> list[SampleRow]:
-        """What the sampler must know for each token that ``item`` draws."""
-        end = item.position + len(item.token_ids)
-        positions = range(end - item.num_samples + 1, end + 1)
-        if item.sampling.repetition_penalty == 1.0:
-            return [SampleRow(item.sampling, position) for position in positions]
-        context = self.sequences.token_ids(item.sequence_id)
-        return [
-            SampleRow(item.sampling, position, self._seen.mask(item.sequence_id, context, position))
-            for position in positions
-        ]
+    def _step_static(self, decode: PaddedDecode, items: Sequence[StepItem]) -> list[list[SampledToken]]:
+        """`step` by one that is prepared; reading the ids is all that waits for the device."""
+        self._span.make_writable([Chunk(item.sequence_id, item.position, 1) for item in items])
+        step = decode.launch(
+            [
+                DecodeRow(item.token_ids[0], item.position, self.sequences.block_row(item.sequence_id), item.sampling)
+                for item in items
+            ]
+        )
+        for item in items:
+            self.sequences.append(item.sequence_id, item.token_ids)
+        return [[SampledToken(token_id)] for token_id in step.drawn(len(items))]
 
-
-class _SeenTokens:
-    """Which tokens a sequence's context contains, brought up to date by the tokens that are new."""
-
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._vocab_size = vocab_size
-        self._device = device
-        self._masks: dict[int, tuple[Tensor, int]] = {}
-
-    def mask(self, sequence_id: int, context: Sequence[int], length: int) -> Tensor:
-        """bool [V]: the tokens among the first ``length`` of ``context``."""
-        seen, counted = self._masks.get(sequence_id, (None, 0))
-        if seen is None:
-            seen = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._device)
-        if counted < length:
-            seen = seen.clone()  # rows of one step may want different lengths
-            seen[torch.tensor(context[counted:length], device=self._device)] = True
-        self._masks[sequence_id] = (seen, length)
-        return seen
-
-    def forget(self, sequence_id: int) -> None:
-        self._masks.pop(sequence_id, None)
+    def _stretches_at(self, seq_len: int) -> bool:
+        return self._model.span.rotary.stretches_at(seq_len)

@@ -100,22 +100,26 @@ def uniform(seed: int, position: int) -> float:
     return (_splitmix64(_splitmix64(seed) ^ position) >> 11) * 2.0**-53
 
 
+def draw_number(params: SamplingParams, position: int) -> float:
+    """The number that decides which token is drawn for ``position``; 0 in greedy decoding, which draws nothing."""
+    if params.temperature == 0.0:
+        return 0.0
+    assert params.seed is not None, "the engine resolves a missing seed"
+    return uniform(params.seed, position)
+
+
 def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=logits.device)
 
     params = [row.params for row in rows]
-    draws = []
-    for row in rows:
-        assert row.params.temperature == 0.0 or row.params.seed is not None, "the engine resolves a missing seed"
-        draws.append(uniform(row.params.seed or 0, row.position))
     return sample(
         logits,
         temperature=column([one.temperature for one in params]),
         top_k=column([one.top_k for one in params], torch.int64),
         top_p=column([one.top_p for one in params]),
         min_p=column([one.min_p for one in params]),
-        uniform=column(draws, torch.float64),
+        uniform=column([draw_number(row.params, row.position) for row in rows], torch.float64),
     )
 
 

@@ -82,6 +82,11 @@ class TensorFiles:
         finally:
             self._handles.clear()
 
+    def has(self, name: str) -> bool:
+        """Whether the tensor ``name`` is known, and the file that it lies in is there."""
+        stored = _stored_name(name, self._files)
+        return stored is not None and (self.folder / self._files[stored]).exists()
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of the tensor ``name``, from its file's header.
 

@@ -1,8 +1,10 @@
 """Loading: devices, dtypes, how many pages memory allows, and a whole folder to something that answers."""
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -14,7 +16,16 @@ from hopformer.llama import load as loading
 from hopformer.llama.config import ModelConfig, load_config
 from hopformer.llama.engine import Request
 from hopformer.llama.kv_cache import KVShape
-from hopformer.llama.load import LoadOptions, count_pages, find_device, find_dtype, free_memory, load
+from hopformer.llama.load import (
+    LoadOptions,
+    count_pages,
+    find_device,
+    find_dtype,
+    find_kv_dtype,
+    find_weight_bits,
+    free_memory,
+    load,
+)
 
 CPU = torch.device("cpu")
 SHAPE = KVShape(num_layers=2, num_kv_heads=4, head_dim=64, dtype=torch.bfloat16)  # 2 KiB a token
@@ -91,6 +102,49 @@ def test_float16_weights_become_float32_on_a_cpu_only(config: ModelConfig) -> No
     assert find_dtype("auto", half, torch.device("cuda")) == torch.float16
 
 
+GPU = torch.device("cuda")
+
+
+def be_gpu(monkeypatch: pytest.MonkeyPatch, major: int, minor: int, architecture: str | None = None) -> None:
+    """Let torch say that it sees this one; with an architecture it is AMD's."""
+    properties = SimpleNamespace(major=major, minor=minor, gcnArchName=architecture)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.version, "hip", None if architecture is None else "7.0")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_keys_and_values_are_of_the_models_dtype_unless_another_is_asked_for(dtype: torch.dtype) -> None:
+    assert find_kv_dtype("auto", dtype, CPU) == dtype
+    assert find_kv_dtype("int8", dtype, CPU) == torch.int8
+    assert find_kv_dtype("fp8", dtype, CPU) == torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize("name", ["", "int4", "float8", "INT8", "bfloat16"])
+def test_a_kv_dtype_that_means_nothing_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--kv-dtype {name} is unknown; use auto, int8 or fp8"):
+        find_kv_dtype(name, torch.bfloat16, CPU)
+
+
+def test_fp8_needs_a_gpu_that_converts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability in ((8, 9), (9, 0), (12, 0)):
+        be_gpu(monkeypatch, *capability)
+        assert find_kv_dtype("fp8", torch.bfloat16, GPU) == torch.float8_e4m3fn
+    be_gpu(monkeypatch, 8, 6)
+    with pytest.raises(DeviceError, match=r"fp8 needs a GPU of compute capability 8\.9, this one has 8\.6; use int8"):
+        find_kv_dtype("fp8", torch.bfloat16, GPU)
+    assert find_kv_dtype("int8", torch.bfloat16, GPU) == torch.int8
+
+
+def test_fp8_on_amd_is_the_kind_that_its_architecture_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_gpu(monkeypatch, 9, 4, "gfx942:sramecc+:xnack-")
+    assert find_kv_dtype("fp8", torch.bfloat16, GPU) == torch.float8_e4m3fnuz
+    be_gpu(monkeypatch, 9, 5, "gfx950:sramecc+:xnack-")
+    assert find_kv_dtype("fp8", torch.bfloat16, GPU) == torch.float8_e4m3fn
+    be_gpu(monkeypatch, 9, 0, "gfx90a")
+    with pytest.raises(DeviceError, match="fp8 needs gfx942 or gfx950, this is gfx90a; use int8"):
+        find_kv_dtype("fp8", torch.bfloat16, GPU)
+
+
 def test_free_memory_is_positive_and_no_more_than_the_machine_has() -> None:
     assert 0 < free_memory(CPU) < 2**50
 
@@ -135,10 +189,36 @@ def test_options_choose_dtype_context_and_template(folder: Path) -> None:
     assert model.dtype == torch.float32 and model.engine.max_context == 33 and model.template.name == "chatml"
 
 
+def test_narrow_keys_and_values_leave_room_for_more_pages(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "free_memory", lambda device: 100_000)
+    with caplog.at_level(logging.INFO, logger="hopformer.llama.load"):
+        for name in ("auto", "int8", "fp8"):
+            model = load(folder, LoadOptions("cpu", kv_dtype=name))
+            assert len(list(model.engine.stream(Request("one", [5, 6, 7], 9)))) == 9
+    # 80,000 bytes for pages of 64 tokens, 2 layers, 2 heads of 8 elements, and in int8 a scale of 4 bytes to each
+    assert [int(count) for count in re.findall(r"pages=(\d+)", caplog.text)] == [9, 13, 19]
+
+
 @pytest.mark.parametrize("max_context", [-1, 0, 1, MAX_POSITIONS + 1])
 def test_a_context_that_the_model_does_not_have_is_refused(folder: Path, max_context: int) -> None:
     with pytest.raises(UsageError, match=f"--max-context {max_context} is out of range; this model takes 2 to 160"):
         load(folder, LoadOptions("cpu", max_context=max_context))
+
+
+@pytest.mark.parametrize(("name", "bits"), [("none", None), ("int8", 8), ("int4", 4)])
+def test_weights_get_the_bits_that_are_asked_for(name: str, bits: int | None, folder: Path) -> None:
+    assert find_weight_bits(name) == bits
+    model = load(folder, LoadOptions("cpu", quantize=name))
+    assert model.quantize == name and model.dtype == torch.bfloat16
+    assert len(list(model.engine.stream(Request("one", [5, 6, 7], 9)))) == 9
+
+
+@pytest.mark.parametrize("name", ["", "int3", "INT8", "8", "q8_0"])
+def test_a_quantisation_that_means_nothing_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--quantize {name} is unknown; use none, int8 or int4"):
+        find_weight_bits(name)
 
 
 def test_too_little_memory_is_one_clear_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
