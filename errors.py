@@ -12,7 +12,12 @@
     ├── KernelError (ValueError)   tensors that a kernel does not take: shape, dtype, device, stride
     ├── RequestError               a request that can never run, such as a prompt beyond the context
     ├── OutOfPages                 no KV page is free; the scheduler answers it by preempting
-    └── IdentityError              a key file that is damaged or readable by others
+    ├── IdentityError              a key file that is damaged or readable by others
+    ├── BlocksMapError             a BlocksMap that cannot be read, planned or used
+    └── NetworkError               the network's process, or what a peer did on it
+        ├── WireError              bytes that are no message, or a message beyond the wire's limits
+        ├── LinkError              a connection that cannot go on: a broken rule, a full queue
+        └── NoRouteError           layers that nobody serves any more
 
 Bugs of ours are ``assert``, not one of these.
 """
@@ -68,3 +73,23 @@ class OutOfPages(HopformerError):
 
 class IdentityError(HopformerError):
     """A key file is damaged, or cannot be kept private."""
+
+
+class BlocksMapError(HopformerError):
+    """A BlocksMap cannot be read, planned or used."""
+
+
+class NetworkError(HopformerError):
+    """The network cannot do what was asked: an address that is taken, a process that has ended."""
+
+
+class WireError(NetworkError):
+    """Bytes that are no message, or a message beyond the limits of docs/wire-format.md."""
+
+
+class LinkError(NetworkError):
+    """A connection that cannot go on: a rule that the peer broke, or a queue that nobody empties."""
+
+
+class NoRouteError(NetworkError):
+    """No peer that can be reached serves some of the layers."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig, load_config
-from .fingerprint_bits import CONFIG_BYTES, LAYER_BITS, layer_mask
+from .fingerprint_bits import CONFIG_BYTES, LAYER_BITS, layer_bits
 from .weights import TensorFiles, layer_tensors
 
 BLOCK_BYTES = 4096  # a page of memory, which is read as a whole anyway
@@ -44,8 +44,7 @@ def fingerprint(folder: Path, start: int = 0, end: int | None = None) -> bytes:
     for index in range(start, config.num_layers if end is None else end):
         if all(files.has(name) for name, _ in layer_tensors(config, index).values()):
             with files.scope():
-                digest = int.from_bytes(_layer_digest(files, config, index), "little")
-            bits |= digest % (1 << LAYER_BITS) & layer_mask(config.num_layers, index, index + 1)
+                bits |= layer_bits(_layer_digest(files, config, index), config.num_layers, index)
     return _config_digest(config) + bits.to_bytes(LAYER_BITS // 8, "little")
 
 

@@ -93,8 +93,8 @@ def load(folder: Path, options: LoadOptions, progress: Callable[[int, int], None
     model = load_model(folder, config, ModelPart.whole(config), placement, _stage(progress, 0, num_graphs))
     kv_shape = replace(model.kv_shape, dtype=kv_dtype)
     num_pages = count_pages(kv_shape, max_context, DEFAULT_PAGE_SIZE, free_memory(device))
-    log.info("model=%s device=%s dtype=%s context=%s", folder, device, dtype, max_context)
-    log.info("model=%s kv_dtype=%s pages=%s", folder, kv_dtype, num_pages)
+    log.info("model=%s device=%s dtype=%s", folder, device, dtype)
+    log.info("kv_dtype=%s context=%s pages=%s", kv_dtype, max_context, num_pages)
     runner = LocalRunner(model, num_pages, DEFAULT_PAGE_SIZE, max_context, kv_dtype)
     if num_graphs:
         num_parts = config.num_layers + 2  # the embedding and the head

@@ -4,11 +4,12 @@ A peer id is 40 characters of lower-case base32 (RFC 4648, section 6): 22 bytes 
 bytes of checksum, together 25 bytes, so that no character has bits to spare and every id has one spelling. 176 bits
 make a second key with the same id as hard to find as the key itself; the checksum lets one typo in 16 million pass.
 
-Not here: who is trusted, and the certificates that carry the key on a link.
+Not here: who is trusted, and what a link makes of the certificate that carries the key.
 """
 
 import base64
 import contextlib
+import datetime
 import hashlib
 import os
 import secrets
@@ -16,6 +17,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -25,17 +27,20 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from cryptography.x509.oid import NameOID
 
 from ..errors import IdentityError
 
 PEER_ID_LENGTH = 40  # characters: 8 for every 5 of the 25 bytes
 PUBLIC_KEY_BYTES = 32  # RFC 8032, section 5.1.5
-_DIGEST_BYTES = 22
+PEER_DIGEST_BYTES = 22
 _CHECKSUM_BYTES = 3
 _KEY_DOMAIN = b"hopformer peer id v1\0"  # so that no other use of SHA-256 can yield a peer id
 _CHECKSUM_DOMAIN = b"hopformer peer id checksum v1\0"
 _MAX_KEY_FILE_BYTES = 4096  # an Ed25519 key in PEM has 119; this leaves room for comments around it
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_NOT_BEFORE = datetime.datetime(2000, 1, 1)  # certificates do not age: a peer with a wrong clock is still that peer
+_NOT_AFTER = datetime.datetime(9999, 12, 31, 23, 59, 59)  # RFC 5280, section 4.1.2.5: no well-defined expiration
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,7 +53,7 @@ class PeerId:
     def of(cls, public_key: bytes) -> "PeerId":
         """The id of the node whose raw Ed25519 public key is ``public_key``."""
         assert len(public_key) == PUBLIC_KEY_BYTES
-        return cls(hashlib.sha256(_KEY_DOMAIN + public_key).digest()[:_DIGEST_BYTES])
+        return cls(hashlib.sha256(_KEY_DOMAIN + public_key).digest()[:PEER_DIGEST_BYTES])
 
     @classmethod
     def parse(cls, text: str) -> "PeerId":
@@ -63,8 +68,8 @@ class PeerId:
             raw = base64.b32decode(text.upper())
         except ValueError as error:
             raise IdentityError(f"{text!r} is no peer id: only the letters a-z and the digits 2-7 occur") from error
-        peer_id = cls(raw[:_DIGEST_BYTES])
-        if raw[_DIGEST_BYTES:] != peer_id._checksum():
+        peer_id = cls(raw[:PEER_DIGEST_BYTES])
+        if raw[PEER_DIGEST_BYTES:] != peer_id._checksum():
             raise IdentityError(f"{text!r} is no peer id: its checksum does not fit, so a character is mistyped")
         return peer_id
 
@@ -77,7 +82,7 @@ class PeerId:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A node's private key. It never prints itself; ``save`` is the only way out."""
+    """A node's private key. It never prints itself; the ways out are ``save``, ``seed`` and ``tls_credentials``."""
 
     _key: Ed25519PrivateKey = field(repr=False)
 
@@ -110,6 +115,16 @@ class Identity:
                 cls.generate().save(path)
         return cls.load(path)
 
+    @classmethod
+    def from_seed(cls, seed: bytes) -> "Identity":
+        """The key that ``seed`` is the whole of."""
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @property
+    def seed(self) -> bytes:
+        """The private key itself, 32 bytes (RFC 8032, section 5.1.5), for another process of this node."""
+        return self._key.private_bytes_raw()
+
     def save(self, path: Path) -> None:
         """Write the key to ``path``, mode 0600, with its folders, mode 0700. Nobody ever sees a part of it.
 
@@ -139,6 +154,15 @@ class Identity:
     def sign(self, message: bytes) -> bytes:
         """The 64-byte Ed25519 signature of ``message``."""
         return self._key.sign(message)
+
+    def tls_credentials(self) -> tuple[x509.Certificate, Ed25519PrivateKey]:
+        """A self-signed certificate for the key (RFC 8410), and the key, of which TLS proves the possession.
+
+        Nothing in the certificate but the key means anything: a peer is who its key says.
+        """
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(self.peer_id))])
+        builder = x509.CertificateBuilder(name, name, self._key.public_key(), 1, _NOT_BEFORE, _NOT_AFTER)
+        return builder.sign(self._key, None), self._key
 
     @classmethod
     def _parse(cls, pem: bytes, path: Path) -> "Identity":

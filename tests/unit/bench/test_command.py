@@ -45,6 +45,28 @@ def test_a_table_fits_into_80_columns_and_the_file_has_its_rows(
     assert [row["dtype"] for row in rows] == ["bfloat16", "bfloat16"]
 
 
+def test_quantised_rows_come_with_what_is_lost(
+    tiny_folder: MakeFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["bench", "decode", str(tiny_folder()), *SMALL, "--against", "none", "--quantize"]
+    assert run([*arguments, "int8", "--json"]) == 0
+    *rows, error = json.loads(capsys.readouterr().out)
+    assert [(row["phase"], row["weights"], row["quantize"]) for row in rows] == [
+        ("prefill", "int8", "int8"),
+        ("decode", "int8", "int8"),
+    ]
+    assert error["bench"] == "quant_error" and error["quantize"] == "int8" and 0 < error["logit_error"] < 0.2
+    assert run([*arguments, "int4"]) == 0
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert (
+        "float32, quantised to int4" in shown
+        and "int4 beside float32, 508 tokens of random ids" in shown
+        and "KL" in shown
+    )
+
+
 def test_a_random_model_is_made_and_removed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +87,7 @@ def test_a_random_model_is_made_and_removed(
         (["FOLDER", "--against", "vllm"], "'vllm' is unknown"),
         (["FOLDER", "--against", "transformers,transformers"], "names one twice"),
         (["FOLDER", "--dtype", "int3"], "--dtype int3 is unknown"),
+        (["FOLDER", "--quantize", "int3"], "--quantize int3 is unknown; use none, int8 or int4"),
     ],
 )
 def test_what_means_nothing_is_wrong_usage(

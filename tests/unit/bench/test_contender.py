@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[3]
 NUM_TOKENS = 6
 # How far behind the best logit a greedy token may lie: rounding in float32, and llama.cpp's tables and approximations
 OURS, LLAMA_CPP = 1e-3, 5e-2
+# The same on average with fewer bits; tokens drawn at random lie behind by 8
+QUANTIZED = {"int8": 0.2, "int4": 3.0}
 
 MakeWorkload = Callable[..., Workload]
 
@@ -28,7 +31,13 @@ def prompt_of(length: int, vocab_size: int) -> list[int]:
 
 
 def assert_draws_greedily(contender: Contender, load: Workload, tolerance: float) -> None:
-    """Every token drawn, each on an empty cache, is one that transformers' logits put first, to ``tolerance``."""
+    """Every token drawn is one that transformers' logits put first, to ``tolerance``."""
+    assert behind_the_best(contender, load).max() < tolerance
+
+
+def behind_the_best(contender: Contender, load: Workload) -> torch.Tensor:
+    """How far behind the best of transformers' logits each token drawn lies; every sequence is on an empty cache."""
+    all_behind = []
     model = transformers.AutoModelForCausalLM.from_pretrained(load.folder, dtype=load.dtype)
     for length in (1, 17, 65, 97):
         prompt = prompt_of(length, load.config.vocab_size)
@@ -38,8 +47,9 @@ def assert_draws_greedily(contender: Contender, load: Workload, tolerance: float
         with torch.inference_mode():
             logits = model(torch.tensor([[*prompt, *drawn[:-1]]])).logits[0, length - 1 :]
         behind = logits.max(dim=-1).values - logits[torch.arange(NUM_TOKENS), torch.tensor(drawn)]
-        assert behind.max() < tolerance
+        all_behind.append(behind)
     contender.close()
+    return torch.cat(all_behind)
 
 
 def test_hopformer_draws_greedily(workload: MakeWorkload) -> None:
@@ -63,6 +73,21 @@ def test_llama_cpp_draws_greedily_from_the_exported_model(kind: str, workload: M
     theirs = open_llama_cpp(load)
     assert not isinstance(theirs, Absent)
     assert_draws_greedily(theirs, load, LLAMA_CPP)
+
+
+@pytest.mark.parametrize(("quantize", "theirs"), [("int8", "Q8_0"), ("int4", "Q4_0")])
+def test_quantised_contenders_draw_what_is_nearly_the_best(quantize: str, theirs: str, workload: MakeWorkload) -> None:
+    pytest.importorskip("llama_cpp")
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+    load = replace(workload(**sizes, num_hidden_layers=1), quantize=quantize)
+    llama_cpp = open_llama_cpp(load)
+    assert not isinstance(llama_cpp, Absent)
+    ours = HopformerContender.open(load)
+    transformers_ = open_transformers(load)
+    assert not isinstance(transformers_, Absent)
+    assert (ours.weights, llama_cpp.weights, transformers_.weights) == (quantize, theirs, "float32")
+    for contender in (ours, llama_cpp):
+        assert behind_the_best(contender, load).mean() < QUANTIZED[quantize]
 
 
 def test_a_prompt_that_the_prefix_cache_knows_is_not_measured(workload: MakeWorkload) -> None:
@@ -90,6 +115,15 @@ def test_a_model_that_cannot_be_exported_says_why(workload: MakeWorkload) -> Non
     pytest.importorskip("llama_cpp")
     absent = open_llama_cpp(workload("mistral", sliding_window=24))
     assert isinstance(absent, Absent) and "sliding windows" in absent.reason
+
+
+def test_a_model_that_llama_cpp_does_not_quantise_is_absent(
+    workload: MakeWorkload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    monkeypatch.setattr(llama_cpp, "llama_model_quantize", lambda source, target, params: 1)
+    absent = open_llama_cpp(replace(workload(), quantize="int8"))
+    assert isinstance(absent, Absent) and absent.reason == "it cannot quantise the exported model to Q8_0"
 
 
 @pytest.mark.slow

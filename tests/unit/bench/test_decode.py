@@ -19,6 +19,7 @@ class Recording:
     """A contender that does nothing but remember its turns."""
 
     version = "7"
+    weights = "float32"
 
     def __init__(self, name: str, turns: list[str]) -> None:
         self.name = name

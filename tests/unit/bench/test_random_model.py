@@ -21,6 +21,7 @@ PUBLISHED = {
     "mistral-7b-v0.3": 7.248e9,
     "qwen2.5-0.5b": 0.494e9,
     "qwen3-0.6b": 0.596e9,
+    "qwen3-8b": 8.191e9,
 }
 
 
@@ -51,3 +52,7 @@ def test_the_same_shape_is_the_same_model(tmp_path: Path) -> None:
 def test_a_shape_that_nobody_published_is_refused_with_those_there_are() -> None:
     with pytest.raises(UsageError, match="tinyllama"):
         find_shape("gpt-5")
+
+
+def test_a_short_name_finds_the_same_shape() -> None:
+    assert find_shape("mistral-7b") is SHAPES["mistral-7b-v0.3"]

@@ -1,6 +1,7 @@
 """From seconds to rows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 from hopformer.bench.ceilings import Ceilings
 from hopformer.bench.contender import Absent
 from hopformer.bench.machine import Machine
-from hopformer.bench.rows import Conditions, Round, Row, Sample, make_rows
+from hopformer.bench.rows import Conditions, Round, Row, Sample, Software, make_rows
 from hopformer.bench.work import ModelWork
 from hopformer.llama.config import load_config
 
-CONDITIONS = Conditions(Machine.here(), "tiny", "3 layers", "bfloat16", 2, 10, 5, 3)
-VERSIONS = {"hopformer": "1", "other": "2"}
+CONDITIONS = Conditions(Machine.here(), "tiny", "3 layers", "bfloat16", 2, 10, 5, 3, "int8")
+SOFTWARE = {"hopformer": Software("1", "int8"), "other": Software("2", "Q8_0")}
 
 
 def round_of(ours: tuple[float, float], theirs: tuple[float, float], bytes_per_s: float, operations: float) -> Round:
@@ -37,7 +38,7 @@ def work(tmp_path: Path) -> ModelWork:
 
 @pytest.fixture
 def rows(work: ModelWork) -> dict[tuple[str, str], Row]:
-    made = make_rows(CONDITIONS, work, ROUNDS, VERSIONS, [Absent("third", "not installed")])
+    made = make_rows(CONDITIONS, work, ROUNDS, SOFTWARE, [Absent("third", "not installed")])
     return {(row.phase, row.runs): row for row in made}
 
 
@@ -58,11 +59,20 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios(rows: dict[tuple[str, st
 def test_a_percentage_is_of_the_ceiling_of_the_same_round(rows: dict[tuple[str, str], Row], work: ModelWork) -> None:
     ours = rows["decode", "hopformer"]
     assert ours.context == 13.0  # of 11, 12, 13, 14 and 15 tokens
-    num_bytes = work.decode_bytes(13)
+    num_bytes = replace(work, weights="int8").decode_bytes(13)
     assert ours.gb_per_s == pytest.approx(num_bytes / 0.020 / 1e9)
     # of 10 ms at 1 GB/s, 20 ms at half of that, 40 ms at 1 GB/s: the first two are the same share
     assert ours.percent_of_ceiling == pytest.approx(100 * num_bytes / 0.010 / 1e9)
     assert ours.ceiling == pytest.approx(1.0) and ours.tflop_per_s is None
+
+
+def test_everybody_is_charged_with_the_bytes_of_his_own_format(
+    rows: dict[tuple[str, str], Row], work: ModelWork
+) -> None:
+    for name, weights, time_s in (("hopformer", "int8", 0.020), ("other", "Q8_0", 0.030)):
+        row = rows["decode", name]
+        assert row.weights == weights and row.conditions.quantize == "int8"
+        assert row.gb_per_s == pytest.approx(replace(work, weights=weights).decode_bytes(13) / time_s / 1e9)
 
 
 def test_prefill_is_rated_in_operations(rows: dict[tuple[str, str], Row], work: ModelWork) -> None:

@@ -61,6 +61,29 @@ def test_only_the_places_for_rows_are_rewritten(tmp_path: Path) -> None:
     assert "old" not in after and fill_tables(after, tmp_path) == after
 
 
+def test_quantised_rows_name_everybodys_format_and_what_is_lost() -> None:
+    rows = [{**row, "quantize": "int8", "weights": "int8" if row["runs"] == "hopformer" else "Q8_0"} for row in ROWS]
+    error = {
+        **COMMON,
+        "bench": "quant_error",
+        "quantize": "int8",
+        "text": "random ids",
+        "num_positions": 508,
+        "logit_error": 0.0123,
+        "kl_nats": 0.00056,
+        "same_top_percent": 99.5,
+        "perplexity": None,
+        "perplexity_unquantized": None,
+    }
+    text = as_markdown([*rows, error])
+    assert "in bfloat16, weights quantised to int8 (3 layers)" in text
+    assert "**hopformer int8 (0.1)**" in text and "| other Q8_0 (9) |" in text
+    last = text.splitlines()[-1]
+    assert "logits off by 1.23%, KL divergence 0.00056 nats, the same token first in 99.5%." in last
+    answers = {**error, "perplexity": 1.25, "perplexity_unquantized": 1.2}
+    assert as_markdown([*rows, answers]).endswith("perplexity 1.2500 for 1.2000.\n")
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_the_documents_show_what_the_result_files_say(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from hopformer.bench.work import ModelWork
+from hopformer.llama.assemble import ModelPart, Placement, load_model
 from hopformer.llama.config import load_config
+from hopformer.llama.layers import MergedGateUp
 
 MakeFolder = Callable[..., Path]
 
@@ -26,6 +28,22 @@ def test_a_decode_step_reads_every_weight_but_one_row_of_the_embedding(kind: str
     if not config.tie_word_embeddings:  # a tied one is read whole, as the head
         in_file -= embedding.nbytes
     assert ModelWork(config, torch.float32).weight_bytes == in_file + embedding[0].nbytes
+
+
+@pytest.mark.parametrize(("bits", "weights"), [(8, "int8"), (4, "int4")])
+def test_quantised_weights_are_counted_as_they_are_held(bits: int, weights: str, tiny_folder: MakeFolder) -> None:
+    folder = tiny_folder("biased")
+    config = load_config(folder)
+    placement = Placement(torch.device("cpu"), torch.bfloat16, 64, bits)
+    model = load_model(folder, config, ModelPart.whole(config), placement)
+    assert model.head is not None
+    num_bytes = model.head.projection.nbytes + model.head.norm.nbytes + 2 * config.hidden_size
+    for layer in model.span.layers:
+        parts = layer.weights
+        assert isinstance(parts.gate_up, MergedGateUp)
+        num_bytes += sum(one.nbytes for one in (parts.qkv, parts.o, parts.gate_up.gate_up, parts.down))
+        num_bytes += parts.input_norm.nbytes + parts.post_norm.nbytes
+    assert ModelWork(config, torch.bfloat16, weights).weight_bytes == num_bytes
 
 
 def test_a_decode_step_reads_the_keys_and_values_that_it_sees(tiny_folder: MakeFolder) -> None:

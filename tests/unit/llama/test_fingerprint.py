@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hopformer.errors import WeightsError
 from hopformer.llama.fingerprint import BLOCK_BYTES, NUM_BLOCKS, fingerprint
-from hopformer.llama.fingerprint_bits import CONFIG_BYTES, FINGERPRINT_BYTES, LAYER_BITS, layer_mask, same_model
+from hopformer.llama.fingerprint_bits import CONFIG_BYTES, FINGERPRINT_BYTES, LAYER_BITS, layer_bits, same_model
 
 NUM_LAYERS = 4
 CONFIG = transformers.LlamaConfig(
@@ -119,13 +119,17 @@ def test_embedding_and_head_do_not_count(original: Path, folder: Path) -> None:
     assert fingerprint(folder) == fingerprint(original)
 
 
-def test_a_node_with_some_layers_compares_those(original: Path, folder: Path) -> None:
+def test_a_node_with_some_layers_compares_those(original: Path, folder: Path, tmp_path: Path) -> None:
     shard(folder)
     (folder / "part-0.safetensors").unlink()
     (folder / "part-rest.safetensors").unlink()
     whole, part = fingerprint(original), fingerprint(folder, 1, 3)
     assert part == fingerprint(original, 1, 3) != whole
-    assert same_model(whole, part, NUM_LAYERS, 1, 3) and not same_model(whole, part, NUM_LAYERS, 0, 3)
+    assert same_model(whole, part, NUM_LAYERS, 0, NUM_LAYERS), "what only one has is not compared"
+    other = Path(shutil.copytree(original, tmp_path / "other"))
+    change_tensor(other, "model.layers.2.mlp.up_proj.weight")
+    assert not same_model(fingerprint(other), part, NUM_LAYERS, 0, NUM_LAYERS)
+    assert same_model(fingerprint(other), part, NUM_LAYERS, 0, 2)
     assert fingerprint(folder) == fingerprint(original, 1, 4), "layers that are not there have bits of 0"
 
 
@@ -165,11 +169,18 @@ def test_weights_that_config_does_not_describe_are_refused(folder: Path) -> None
         fingerprint(folder)
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 22, 32, 80, 126, 192, 300])
-def test_every_bit_belongs_to_one_layer(num_layers: int) -> None:
-    masks = [layer_mask(num_layers, index, index + 1) for index in range(num_layers)]
-    assert sum(masks) == layer_mask(num_layers, 0, num_layers) == (1 << LAYER_BITS) - 1
-    assert all(masks) == (num_layers <= LAYER_BITS)
+@pytest.mark.parametrize("num_layers", [1, 2, 22, 32, 80, 96, 126, 192, 300])
+def test_every_layer_that_is_there_has_bits_of_its_own(num_layers: int) -> None:
+    digests = [bytes([value]) * 32 for value in (0, 1, 2, 255)]
+    taken = 0
+    for index in range(num_layers):
+        found = [layer_bits(digest, num_layers, index) for digest in digests]
+        assert all(found) or num_layers > LAYER_BITS
+        assert len(set(found)) > 1 or num_layers > 96
+        assert not any(bits & taken for bits in found)
+        for bits in found:
+            taken |= bits
+    assert taken < 1 << LAYER_BITS
 
 
 @pytest.mark.parametrize("wrong", [b"", bytes(31), bytes(33)])

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from hopformer.errors import ConfigError, HopformerError, HubError, ModelError
 from hopformer.llama.config import load_config
-from hopformer.llama.hub import resolve_model
+from hopformer.llama.hub import find_config, resolve_model
 from hopformer.llama.weights import INDEX_NAME, TensorFiles, embed_tensor, head_tensors, layer_tensors
 
 REPO = "org/tiny"
@@ -207,6 +207,27 @@ def test_a_span_fetches_only_the_shards_of_its_layers(hub: FakeHub) -> None:
     resolve_model(REPO, layers=(2, 4))
     again = [name for name in hub.fetched if name.endswith(".safetensors")]
     assert sorted(again) == [*sorted(shards), "model-3.safetensors"]  # each once
+
+
+def test_a_caller_fetches_only_the_embedding_and_the_head(hub: FakeHub) -> None:
+    assert find_config(REPO) is None and hub.fetched == []
+    folder = resolve_model(REPO, layers=(0, 0), ends=True)
+    assert find_config(REPO) == folder
+    config, files = load_config(folder), TensorFiles.open(folder)
+    ends = [embed_tensor(config), *head_tensors(config, files.names).values()]
+    assert all(files.read(*tensor, torch.float32).shape == tensor[1] for tensor in ends)
+    layers = [name for index in range(config.num_layers) for name, _ in layer_tensors(config, index).values()]
+    assert sum(map(files.has, layers)) < len(layers), "some layers stay where they are"
+    num_fetched = len(hub.fetched)
+    resolve_model(REPO, layers=(1, 2), ends=True)
+    assert [name for name in hub.fetched[num_fetched:] if name.endswith(".safetensors")] == ["model-1.safetensors"]
+
+
+def test_a_config_is_found_without_fetching(tmp_path: Path) -> None:
+    demo = find_config("demo")
+    assert demo is not None and load_config(demo).num_layers == 8
+    assert find_config(str(demo)) == demo
+    assert find_config(str(tmp_path)) is None and find_config("no such folder") is None
 
 
 def test_what_is_in_the_cache_is_not_fetched_again(hub: FakeHub) -> None:

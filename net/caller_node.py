@@ -1,0 +1,149 @@
+"""CallerNode: the sessions of a node that calls, over its switchboard. It moves events, messages and rows; whom to ask
+is peer_table.py's to say, and what to send caller_session.py's.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .caller_session import CallerSession, StepOut, Terms
+from .identity import PeerId
+from .layer_range import LayerRange
+from .messages import Ask, Goodbye, Message, Open, Serving, SessionKey, Step
+from .peer_table import PeerTable
+from .row_layout import Payload, RowLayout
+from .switchboard import Event, PeerDown, PeerUp, Received, Switchboard
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 0.25  # so that a key or a signal that stops an answer is obeyed soon
+
+
+class RowSource(Protocol):
+    """Where the rows are that a session sends."""
+
+    def payload(self, start: int, stop: int) -> Payload:
+        """The rows of the positions ``start .. stop``, packed."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """A session, where its rows come from, and where those go that arrive."""
+
+    session: CallerSession
+    source: RowSource
+    sink: Callable[[Step], None]
+
+
+class CallerNode:
+    """Owner of the open sessions.
+
+    Args:
+        first_number: of a session; it differs from run to run, so that hops never take one for another.
+    """
+
+    def __init__(self, switchboard: Switchboard, peers: PeerTable, layout: RowLayout, first_number: int) -> None:
+        self.switchboard = switchboard
+        self.peers = peers
+        self._layout = layout
+        self._next_number = first_number
+        self._lines: dict[int, _Line] = {}
+
+    def open_session(
+        self, layers: LayerRange, terms: Terms, source: RowSource, sink: Callable[[Step], None]
+    ) -> CallerSession:
+        """A session for ``layers``, which opens at its hops when its first step is computed."""
+        key = SessionKey(self.switchboard.peer_id, self._next_number)
+        self._next_number += 1
+        session = CallerSession(key, layers, terms, self.peers)
+        self._lines[key.number] = _Line(session, source, sink)
+        return session
+
+    def close_session(self, session: CallerSession) -> None:
+        """End a session here and at its hops."""
+        session.close()
+        self._flush(self._lines.pop(session.key.number))
+
+    def turn(self, timeout_s: float) -> None:
+        """Send what is due and handle what has happened; waits for up to ``timeout_s``, and never beyond a deadline."""
+        self._tick()
+        now = self.switchboard.now()
+        deadlines = [self.peers.next_change(now), *(line.session.next_deadline(now) for line in self._lines.values())]
+        due = min((one for one in deadlines if one is not None), default=now + LONGEST_WAIT_S)
+        wait_s = min(timeout_s, max(due - now, 0.0), LONGEST_WAIT_S)
+        for event in self.switchboard.poll(wait_s):
+            self._handle(event)
+        self._tick()
+
+    def check_integrity(self) -> None:
+        """Assert every invariant of the sessions and the table."""
+        self.peers.check_integrity()
+        for number, line in self._lines.items():
+            assert line.session.key.number == number
+            line.session.check_integrity()
+
+    def _tick(self) -> None:
+        now = self.switchboard.now()
+        self.peers.tick(now)
+        for peer in self.peers.to_dial(now):
+            self.switchboard.dial(peer, self.peers.addrs(peer))
+        for peer in self.peers.observe(self.switchboard.stats()):
+            self.peers.asked(peer, now)
+            self.switchboard.send(peer, Ask())
+        for line in self._lines.values():
+            line.session.tick(now)
+            self._flush(line)
+
+    def _handle(self, event: Event) -> None:
+        now = self.switchboard.now()
+        match event:
+            case PeerUp(peer):
+                self.peers.connected(peer, now)
+                self.switchboard.send(peer, Ask())
+            case PeerDown(peer, reason):
+                log.info("peer=%s is gone: %s", peer, reason)
+                self.peers.disconnected(peer, reason, now)
+                for one in self._lines.values():
+                    one.session.lost(peer, now)
+            case Received(peer, message):
+                self._receive(peer, message, now)
+
+    def _receive(self, peer: PeerId, message: Message, now: float) -> None:
+        if isinstance(message, Serving):
+            self.peers.serves(peer, message, now)
+        elif isinstance(message, Goodbye):
+            log.info("peer=%s goes away in %s s", peer, message.grace_s)
+            self.peers.leaving(peer)
+            for one in self._lines.values():
+                one.session.leaving(peer, now)
+        elif not isinstance(message, Ask) and message.session.caller == self.switchboard.peer_id:
+            line = self._lines.get(message.session.number)
+            if line is None:
+                return  # a session that is over
+            if isinstance(message, Step) and not self._is_sound(message):
+                self.peers.failed(peer, "its rows are not those that were agreed on", now)
+                line.session.lost(peer, now)
+                return
+            rows = line.session.received(peer, message, now)
+            if rows is not None:
+                line.sink(rows)
+
+    def _is_sound(self, rows: Step) -> bool:
+        """Whether a payload has the rows that it should."""
+        layout = self._layout
+        agrees = (rows.dtype, rows.codec, rows.width) == (layout.dtype, layout.codec, layout.width)
+        return agrees and len(rows.payload) == layout.num_bytes(rows.num_wanted)
+
+    def _flush(self, line: _Line) -> None:
+        layout, key = self._layout, line.session.key
+        for peer, out in line.session.take_outbox():
+            if isinstance(out, StepOut):
+                payload = line.source.payload(out.position, out.position + out.num_tokens)
+                numbers = out.step, out.position, out.num_tokens, out.num_wanted, out.is_replay
+                self.switchboard.send(peer, Step(key, *numbers, layout.dtype, layout.codec, layout.width, payload))
+            else:
+                if isinstance(out, Open):
+                    log.info("peer=%s session=%s opens layers=%s:%s", peer, key.number, out.start, out.end)
+                self.switchboard.send(peer, out)

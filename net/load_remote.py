@@ -1,0 +1,120 @@
+"""From a model folder, a BlocksMap and a switchboard to something that answers over peers: load.py's counterpart.
+
+Only the embedding, the head and the layers that the map gives to "self" are loaded here.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BlocksMapError
+from ..llama.assemble import ModelPart, Placement, load_model
+from ..llama.config import ModelConfig, load_config, load_generation_defaults
+from ..llama.engine import Engine
+from ..llama.fingerprint import fingerprint
+from ..llama.fingerprint_bits import same_model
+from ..llama.load import LoadedModel, LoadOptions, find_device, find_dtype, find_max_context, find_weight_bits
+from ..llama.load_span import load_span
+from ..llama.templates import load_chat_template
+from ..llama.tokenizer import Tokenizer
+from ..llama.weights import TensorFiles, layer_tensors
+from .activations import wire_dtype
+from .blocks_map import BlocksMap, checked
+from .caller_node import CallerNode
+from .caller_session import Terms
+from .messages import Codec
+from .peer_table import PeerTable, Wanted
+from .remote import CallerPart, RemoteRunner
+from .row_layout import RowLayout
+from .switchboard import Switchboard
+
+LEASE_S = 600  # that peers keep a conversation while its user thinks
+MAX_SEQUENCES = 8  # at once: peers give a caller room for some contexts, not for any number
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Who is asked, for how long a hop that is lost may be missing, and how activations are packed on their way."""
+
+    blocks_map: BlocksMap
+    reroute_timeout_s: float
+    codec: Codec = Codec.EXACT
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """A model that answers over peers."""
+
+    model: LoadedModel
+    runner: RemoteRunner
+    node: CallerNode
+
+
+def load_remote(
+    folder: Path,
+    options: LoadOptions,
+    routing: Routing,
+    switchboard: Switchboard,
+    progress: Callable[[int, int], None] | None = None,
+) -> RemoteModel:
+    """Load the caller's part of the model in ``folder``; peers are dialled meanwhile, and not waited for.
+
+    Raises:
+        BlocksMapError: the map does not fit the model.
+        ModelError: the folder cannot be used.
+        DeviceError: this machine lacks the device or the memory.
+        UsageError: an option means nothing.
+    """
+    config = load_config(folder)
+    blocks_map = checked(routing.blocks_map, config.num_layers)
+    device = find_device(options.device)
+    dtype = find_dtype(options.dtype, config, device)
+    layout = RowLayout(wire_dtype(dtype), routing.codec, config.hidden_size)
+    model_print = _fingerprint(folder, config, blocks_map)
+    spans = blocks_map.spans()
+    wanted = Wanted(model_print, config.num_layers, layout.dtype, layout.width, layout.codec)
+    listed = {peer: ranges[0] for peer, ranges in spans.items() if peer is not None}
+    peers = PeerTable(wanted, listed, blocks_map.addrs())
+    node = CallerNode(switchboard, peers, layout, first_number=secrets.randbits(62))
+    node.turn(0.0)
+    max_context = find_max_context(options.max_context, config)
+    part = _load_part(folder, options, config, [(one.start, one.end) for one in spans.get(None, [])], progress)
+    terms = Terms(model_print, layout.dtype, layout.codec, max_context, LEASE_S, routing.reroute_timeout_s)
+    runner = RemoteRunner(part, node, terms, layout)
+    tokenizer = Tokenizer.load(folder)
+    engine = Engine(runner, tokenizer.decode, byte_tokens=tokenizer.byte_tokens, max_sequences=MAX_SEQUENCES)
+    template = load_chat_template(folder, tokenizer, options.template)
+    defaults = load_generation_defaults(folder)
+    model = LoadedModel(folder, config, defaults, tokenizer, template, engine, device, dtype, options.quantize)
+    return RemoteModel(model, runner, node)
+
+
+def _load_part(
+    folder: Path,
+    options: LoadOptions,
+    config: ModelConfig,
+    spans: list[tuple[int, int]],
+    progress: Callable[[int, int], None] | None,
+) -> CallerPart:
+    device = find_device(options.device)
+    dtype = find_dtype(options.dtype, config, device)
+    max_context = find_max_context(options.max_context, config)
+    placement = Placement(device, dtype, max_context, find_weight_bits(options.quantize))
+    ends = load_model(folder, config, ModelPart(0, 0), placement, progress)
+    assert ends.embed is not None and ends.head is not None
+    local = tuple(load_span(folder, span, options, progress).runner for span in spans)
+    return CallerPart(config, dtype, device, ends.embed, ends.head, local)
+
+
+def _fingerprint(folder: Path, config: ModelConfig, blocks_map: BlocksMap) -> bytes:
+    """What peers must serve: as the map says, or else as in this folder; where it lacks layers, by its config alone."""
+    own = fingerprint(folder, 0, 0)
+    if blocks_map.model.fingerprint is not None:
+        named = bytes.fromhex(blocks_map.model.fingerprint)
+        if not same_model(own, named, config.num_layers, 0, config.num_layers):
+            raise BlocksMapError(f"the map is for another model, {blocks_map.model.name}, than the one in {folder}")
+        return named
+    files = TensorFiles.open(folder)
+    tensors = [tensor for index in range(config.num_layers) for tensor in layer_tensors(config, index).values()]
+    return fingerprint(folder) if all(files.has(name) for name, _ in tensors) else own

@@ -1,0 +1,176 @@
+"""The network's process of a node: an Endpoint on a loop of its own, and a socket pair to the model's process.
+
+It is a process of its own because a model computes for milliseconds at a time, and Python would let QUIC wait for it;
+and because what parses strangers' bytes need not share memory with what computes. It always reads what the model's
+process says, and holds back the peers' credit when that process does not read what it gets. It ends when its parent
+does: the socket pair is closed then, whatever the parent died of.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections import deque
+
+from ..errors import NetworkError
+from .endpoint import Endpoint
+from .identity import Identity, PeerId
+from .pipe import (
+    Dial,
+    Down,
+    Failed,
+    Order,
+    Ready,
+    Record,
+    RecordReader,
+    Start,
+    Stat,
+    Stats,
+    Stop,
+    Up,
+    pack_message,
+    pack_order,
+)
+from .switchboard import Event, PeerDown, PeerUp
+from .wire import Part
+
+HOLD_BYTES = 16 << 20  # that the model's process has not read: then peers get no more credit ...
+RELEASE_BYTES = 4 << 20  # ... until it has
+READ_BYTES = 256 << 10  # at a turn of the loop, so that datagrams get theirs: 0.1 ms
+STATS_S = 1.0
+PIPE_BUFFER_BYTES = 4 << 20  # asked for: a prefill chunk crosses in one write; the kernel may grant less
+
+
+class NetworkProcess:
+    """Records in, an Endpoint, records out."""
+
+    def __init__(self, pipe: socket.socket) -> None:
+        self._pipe = pipe
+        self._loop = asyncio.get_running_loop()
+        self._reader = RecordReader()
+        self._unwritten: deque[memoryview] = deque()
+        self._unwritten_bytes = 0
+        self._endpoint: Endpoint | None = None
+        self._is_over = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until the parent says Stop, or is gone."""
+        self._loop.add_reader(self._pipe.fileno(), self._on_readable)
+        try:
+            while not self._is_over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._is_over.wait(), STATS_S)
+                if self._endpoint is not None:
+                    self._write(pack_order(_stats_of(self._endpoint)))
+        finally:
+            self._loop.remove_reader(self._pipe.fileno())
+            self._loop.remove_writer(self._pipe.fileno())
+            if self._endpoint is not None:
+                self._endpoint.close()
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._pipe.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._is_over.set()
+        for record in self._reader.feed(data):
+            self._obey(record)
+
+    def _obey(self, record: Record) -> None:
+        if isinstance(record, Start):
+            self._start(record)
+            return
+        assert self._endpoint is not None
+        if isinstance(record, tuple):
+            self._endpoint.send(*record)
+        elif isinstance(record, Dial):
+            self._endpoint.dial(PeerId(record.peer), record.addrs)
+        elif isinstance(record, Stop):
+            self._is_over.set()
+
+    def _start(self, start: Start) -> None:
+        allow = None if start.allow is None else frozenset(map(PeerId, start.allow))
+        endpoint = Endpoint(Identity.from_seed(start.seed), allow, self._tell, start.max_datagram_bytes)
+        try:
+            endpoint.listen(start.listen)
+        except NetworkError as error:
+            endpoint.close()
+            self._write(pack_order(Failed(str(error))))
+            return
+        self._endpoint = endpoint
+        self._write(pack_order(Ready(endpoint.addrs)))
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, PeerUp):
+            self._write(pack_order(Up(event.peer.digest)))
+        elif isinstance(event, PeerDown):
+            self._write(pack_order(Down(event.peer.digest, event.reason)))
+        else:
+            self._write(pack_message(event.peer, event.message))
+
+    def _write(self, parts: tuple[Part, ...]) -> None:
+        """Write at once what the pipe takes; the rest when it takes more."""
+        waits = bool(self._unwritten)
+        for part in parts:
+            self._unwritten.append(memoryview(part))
+            self._unwritten_bytes += len(part)
+        if not waits:
+            self._on_writable()
+            if self._unwritten:
+                self._loop.add_writer(self._pipe.fileno(), self._on_writable)
+        if self._endpoint is not None and self._unwritten_bytes > HOLD_BYTES:
+            self._endpoint.hold(True)
+
+    def _on_writable(self) -> None:
+        unwritten = self._unwritten
+        while unwritten:
+            try:
+                num_bytes = self._pipe.sendmsg([unwritten[index] for index in range(min(len(unwritten), 16))])
+            except BlockingIOError:
+                break
+            except OSError:  # the parent is gone
+                self._is_over.set()
+                unwritten.clear()
+                break
+            self._unwritten_bytes -= num_bytes
+            while unwritten and num_bytes >= len(unwritten[0]):
+                num_bytes -= len(unwritten.popleft())
+            if num_bytes:
+                unwritten[0] = unwritten[0][num_bytes:]
+        if not unwritten:
+            self._loop.remove_writer(self._pipe.fileno())
+        if self._endpoint is not None and self._unwritten_bytes < RELEASE_BYTES:
+            self._endpoint.hold(False)
+
+
+def _stats_of(endpoint: Endpoint) -> Order:
+    return Stats(
+        tuple(
+            Stat(peer.digest, one.addr, one.rtt_s, one.sent_bytes, one.received_bytes, one.queued_bytes)
+            for peer, one in endpoint.stats().items()
+        )
+    )
+
+
+def main(descriptor: int) -> None:
+    """Serve the model's process at the other end of the socket with this file descriptor."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says Stop
+    logging.getLogger("quic").setLevel(logging.CRITICAL)  # aioquic warns of whatever a stranger sends
+    with socket.socket(fileno=descriptor) as pipe:
+        pipe.setblocking(False)
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BUFFER_BYTES)
+
+        async def serve() -> None:
+            await NetworkProcess(pipe).run()
+
+        asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

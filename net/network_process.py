@@ -1,0 +1,217 @@
+"""ProcessSwitchboard: the Switchboard of a real node. Its network lives in a process of its own (network_child.py).
+
+Sends are writes into a socket pair, which that process always reads; events are read from it. Not here: anything that
+imports QUIC.
+"""
+
+import contextlib
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+from ..errors import NetworkError
+from .identity import Identity, PeerId
+from .messages import Message
+from .pipe import Dial, Down, Failed, Ready, Record, RecordReader, Start, Stats, Stop, Up, pack_message, pack_order
+from .switchboard import Event, PeerDown, PeerStats, PeerUp, Received
+from .wire import Part
+
+START_S = 30.0  # Python and its imports take 0.5 s; a loaded machine ten times that
+STOP_S = 2.0  # the child sends a datagram to each peer, and ends
+SEND_S = 30.0  # the child reads at every turn; where it has not for so long, it hangs
+READ_BYTES = 1 << 20
+PIPE_BUFFER_BYTES = 4 << 20  # asked for, see network_child.py
+DEFAULT_MAX_DATAGRAM_BYTES = 8900  # paths.SITE_DATAGRAM_BYTES, which would import QUIC
+_CHILD = "hopformer.net.network_child"
+
+
+class ProcessSwitchboard:
+    """See Switchboard. ``start`` makes one.
+
+    Args:
+        pipe: to the child, which has been told to start.
+    """
+
+    def __init__(self, peer_id: PeerId, pipe: socket.socket, child: "subprocess.Popen[bytes]") -> None:
+        self._peer_id = peer_id
+        self._pipe = pipe
+        self._child = child
+        self._reader = RecordReader()
+        self._events: list[Event] = []
+        self._stats: dict[PeerId, PeerStats] = {}
+        self._addrs: tuple[str, ...] | None = None
+        self._end: str | None = None  # how the child ended
+        self._is_closed = False
+
+    @classmethod
+    def start(
+        cls,
+        identity: Identity,
+        listen: Sequence[str],
+        allow: Iterable[PeerId] | None = None,
+        max_datagram_bytes: int = DEFAULT_MAX_DATAGRAM_BYTES,
+    ) -> "ProcessSwitchboard":
+        """Begin a node's network.
+
+        Args:
+            listen: HOST:PORT each; port 0 is any that is free.
+            allow: the peers that may connect; None is everybody.
+            max_datagram_bytes: send no larger ones, whatever a path carries; at least 1,200.
+
+        Raises:
+            NetworkError: an address is taken, or the process does not start.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # -P: without it the folder that the user is in could shadow modules; its own group: no Ctrl-C
+            command = [sys.executable, "-P", "-m", _CHILD, str(theirs.fileno())]
+            try:
+                child = subprocess.Popen(
+                    command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, process_group=0
+                )
+            except OSError as error:
+                ours.close()
+                raise NetworkError(f"the network's process cannot be started: {error.strerror}") from error
+        ours.settimeout(SEND_S)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BUFFER_BYTES)
+        switchboard = cls(identity.peer_id, ours, child)
+        digests = None if allow is None else tuple(peer.digest for peer in allow)
+        try:
+            switchboard._write(pack_order(Start(identity.seed, tuple(listen), digests, max_datagram_bytes)))
+            switchboard._await_ready()
+        except NetworkError:
+            switchboard.close()
+            raise
+        return switchboard
+
+    @property
+    def peer_id(self) -> PeerId:
+        """See Switchboard."""
+        return self._peer_id
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        """See Switchboard."""
+        assert self._addrs is not None
+        return self._addrs
+
+    @property
+    def child_pid(self) -> int:
+        """The network's process."""
+        return self._child.pid
+
+    def fileno(self) -> int:
+        """Becomes readable when ``poll`` may have something; for an owner with a loop of its own."""
+        return self._pipe.fileno()
+
+    def now(self) -> float:
+        """See Switchboard."""
+        return time.monotonic()
+
+    def dial(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        """See Switchboard."""
+        self._write(pack_order(Dial(peer.digest, tuple(addrs))))
+
+    def send(self, peer: PeerId, message: Message) -> None:
+        """See Switchboard. Raises WireError: the message is beyond the wire's limits."""
+        self._write(pack_message(peer, message))
+
+    def poll(self, timeout_s: float | None) -> list[Event]:
+        """See Switchboard. Raises NetworkError: the network's process has ended."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._read(0)
+        while not self._events:
+            if self._end is not None:
+                raise NetworkError(self._end)
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            self._read(left)
+        events, self._events = self._events, []
+        return events
+
+    def stats(self) -> dict[PeerId, PeerStats]:
+        """See Switchboard."""
+        return dict(self._stats)
+
+    def close(self) -> None:
+        """See Switchboard."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with contextlib.suppress(OSError):
+            self._pipe.sendmsg(pack_order(Stop()))
+        self._pipe.close()
+        try:
+            self._child.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while self._addrs is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise NetworkError(f"the network's process is not ready after {START_S:.0f} s")
+            self._read(left)
+            if self._end is not None:
+                raise NetworkError(self._end)
+
+    def _write(self, parts: tuple[Part, ...]) -> None:
+        """All of it. That the child has ended is told by ``poll``."""
+        left = [memoryview(part) for part in parts]
+        try:
+            while left:
+                num_bytes = self._pipe.sendmsg(left)
+                while left and num_bytes >= len(left[0]):
+                    num_bytes -= len(left.pop(0))
+                if num_bytes:
+                    left[0] = left[0][num_bytes:]
+        except TimeoutError as error:
+            self._child.kill()
+            raise NetworkError(f"the network's process reads nothing for {SEND_S:.0f} s and was ended") from error
+        except OSError:
+            return
+
+    def _read(self, timeout_s: float | None) -> None:
+        """Wait for something from the child, and take it."""
+        if self._end is not None or not select.select([self._pipe], [], [], timeout_s)[0]:
+            return
+        try:
+            data = self._pipe.recv(READ_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            self._end = f"the network's process has ended{self._exit_status()}; start the node again"
+        for record in self._reader.feed(data):
+            self._take(record)
+
+    def _take(self, record: Record) -> None:
+        if isinstance(record, tuple):
+            self._events.append(Received(*record))
+        elif isinstance(record, Up):
+            self._events.append(PeerUp(PeerId(record.peer)))
+        elif isinstance(record, Down):
+            peer = PeerId(record.peer)
+            self._stats.pop(peer, None)
+            self._events.append(PeerDown(peer, record.reason))
+        elif isinstance(record, Stats):
+            self._stats = {
+                PeerId(one.peer): PeerStats(one.addr, one.rtt_s, one.sent_bytes, one.received_bytes, one.queued_bytes)
+                for one in record.peers
+            }
+        elif isinstance(record, Ready):
+            self._addrs = record.addrs
+        else:
+            assert isinstance(record, Failed)
+            self._end = record.reason
+
+    def _exit_status(self) -> str:
+        try:
+            return f" with exit status {self._child.wait(STOP_S)}"
+        except subprocess.TimeoutExpired:
+            return ""

@@ -1,0 +1,367 @@
+"""Frames: what is sent comes back, whatever the pieces it comes in, and everything else is refused in time."""
+
+import dataclasses
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hopformer
+from hopformer.errors import WireError
+from hopformer.net import wire
+from hopformer.net.identity import PEER_DIGEST_BYTES, PeerId
+from hopformer.net.messages import (
+    Ask,
+    Close,
+    Codec,
+    Done,
+    Dtype,
+    Goodbye,
+    Lease,
+    Message,
+    Neighbours,
+    Open,
+    Opened,
+    Reason,
+    Refuse,
+    Reroute,
+    Rollback,
+    Serving,
+    SessionKey,
+    Step,
+)
+from hopformer.net.wire import FrameReader, decode, encode
+
+ANNA, BELA = PeerId(bytes(range(22))), PeerId(bytes(range(100, 122)))
+SESSION = SessionKey(ANNA, 7)
+NEIGHBOURS = Neighbours(ANNA, BELA, ("10.0.0.2:4711", "[fe80::1]:4711"))
+OPEN = Open(SESSION, bytes(32), 0, 16, Dtype.BFLOAT16, Codec.EXACT, 4096, 60, NEIGHBOURS)
+SERVING = Serving("demo", bytes(32), 0, 4, Dtype.FLOAT32, (Codec.EXACT, Codec.INT8), 1 << 40, 250, "1.2.3")
+STEP = Step(SESSION, 3, 17, 2, 1, False, Dtype.BFLOAT16, Codec.EXACT, 5, bytes(range(20)))
+EXAMPLES = [
+    STEP,
+    OPEN,
+    Opened(SESSION),
+    Done(SESSION, 3, 10, 20, 4),
+    Reroute(SESSION, NEIGHBOURS, 17),
+    Rollback(SESSION, 4, 5),
+    Close(SESSION),
+    Refuse(SESSION, Reason.BUSY, "no page is free"),
+    Lease(SESSION),
+    Goodbye(30),
+    Ask(),
+    SERVING,
+]
+
+u32 = st.integers(0, (1 << 32) - 1)
+position = st.integers(0, wire.MAX_TOKENS)
+peers = st.binary(min_size=22, max_size=22).map(PeerId)
+sessions = st.builds(SessionKey, peers, st.integers(0, (1 << 64) - 1))
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+neighbours = st.builds(Neighbours, peers, peers, st.lists(text, max_size=wire.MAX_ADDRS).map(tuple))
+fingerprints = st.binary(min_size=32, max_size=32)
+spans = st.tuples(st.integers(0, wire.MAX_LAYERS - 1), st.integers(1, 40)).map(
+    lambda one: (one[0], min(sum(one), wire.MAX_LAYERS))
+)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Step:
+    num_tokens, width = draw(st.integers(1, 17)), draw(st.integers(1, 300))
+    num_wanted = draw(st.integers(0, num_tokens))
+    dtype, codec = draw(st.sampled_from(Dtype)), draw(st.sampled_from(Codec))
+    rows = draw(st.sampled_from([num_tokens, num_wanted]))
+    payload = bytes(wire.payload_bytes(rows, width, dtype, codec))
+    begin = draw(st.integers(0, wire.MAX_TOKENS - num_tokens))
+    return Step(
+        draw(sessions), draw(u32), begin, num_tokens, num_wanted, draw(st.booleans()), dtype, codec, width, payload
+    )
+
+
+@st.composite
+def opens(draw: st.DrawFn) -> Open:
+    start, end = draw(spans)
+    dtype, codec = draw(st.sampled_from(Dtype)), draw(st.sampled_from(Codec))
+    tokens, lease = draw(st.integers(1, wire.MAX_TOKENS)), draw(st.integers(1, wire.MAX_LEASE_S))
+    return Open(draw(sessions), draw(fingerprints), start, end, dtype, codec, tokens, lease, draw(neighbours))
+
+
+@st.composite
+def servings(draw: st.DrawFn) -> Serving:
+    dtype = draw(st.none() | st.sampled_from(Dtype))
+    start, end = (0, 0) if dtype is None else draw(spans)
+    codecs = tuple(draw(st.lists(st.sampled_from(Codec), max_size=wire.MAX_CODECS)))
+    free, version = draw(st.integers(0, (1 << 64) - 1)), draw(st.text(st.characters(codec="ascii"), max_size=64))
+    return Serving(draw(text), draw(fingerprints), start, end, dtype, codecs, free, draw(u32), version)
+
+
+messages = st.one_of(
+    steps(),
+    opens(),
+    st.builds(Opened, sessions),
+    st.builds(Done, sessions, u32, u32, u32, st.integers(0, wire.MAX_BATCH_SIZE)),
+    st.builds(Reroute, sessions, neighbours, position),
+    st.builds(Rollback, sessions, u32, position),
+    st.builds(Close, sessions),
+    st.builds(Refuse, sessions, st.sampled_from(Reason), text),
+    st.builds(Lease, sessions),
+    st.builds(Goodbye, st.integers(0, wire.MAX_LEASE_S)),
+    st.just(Ask()),
+    servings(),
+)
+
+
+def frame_of(message: Message) -> bytes:
+    return b"".join(encode(message))
+
+
+def refused(frame: bytes, why: str) -> None:
+    """Both ways in refuse it, and with the same reason."""
+    with pytest.raises(WireError, match=why):
+        decode(memoryview(frame))
+    with pytest.raises(WireError, match=why):
+        FrameReader().feed(frame)
+
+
+def patched(message: Message, offset: int, field: bytes) -> bytes:
+    frame = frame_of(message)
+    return frame[:offset] + field + frame[offset + len(field) :]
+
+
+def test_every_kind_of_message_has_an_example_here() -> None:
+    assert {type(one) for one in EXAMPLES} == set(Message.__args__)
+
+
+@given(messages)
+def test_what_is_sent_comes_back(message: Message) -> None:
+    frame = frame_of(message)
+    assert decode(memoryview(frame)) == message
+    assert FrameReader().feed(frame) == [message]
+
+
+@given(st.lists(messages, max_size=6), st.lists(st.integers(1, 200)))
+def test_pieces_of_any_length_make_the_same_messages(sent: list[Message], lengths: list[int]) -> None:
+    stream, reader, received = b"".join(map(frame_of, sent)), FrameReader(), []
+    for length in lengths:
+        received += reader.feed(stream[:length])
+        stream = stream[length:]
+    received += reader.feed(stream)
+    assert received == sent and reader.num_buffered == 0
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda one: type(one).__name__)
+def test_a_frame_cut_at_any_byte_is_no_message_yet_and_never_a_wrong_one(message: Message) -> None:
+    frame = frame_of(message)
+    for length in range(len(frame)):
+        reader = FrameReader()
+        assert reader.feed(frame[:length]) == [] and reader.num_buffered == length
+        assert reader.feed(frame[length:]) == [message] and reader.num_buffered == 0
+        with pytest.raises(WireError):
+            decode(memoryview(frame)[:length])
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda one: type(one).__name__)
+def test_fields_that_end_early_or_late_are_refused(message: Message) -> None:
+    if isinstance(message, Step):
+        message = dataclasses.replace(message, num_wanted=2)  # else half its rows would be a step as well
+    fields = frame_of(message)[4:]
+    for length in range(2, len(fields)):
+        refused(struct.pack(">I", length) + fields[:length], "a frame ends|bytes; .* allowed|payload has")
+    refused(struct.pack(">I", len(fields) + 1) + fields + b"\0", "after its last field|payload has")
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused_or_waited_for_and_nothing_else(data: bytes) -> None:
+    try:
+        FrameReader().feed(data)
+    except WireError as error:
+        assert "\n" not in str(error)
+
+
+@given(st.sampled_from(EXAMPLES), st.integers(0, 400), st.integers(0, 255))
+def test_a_changed_byte_makes_another_message_or_none(message: Message, offset: int, value: int) -> None:
+    frame = bytearray(frame_of(message))
+    frame[offset % len(frame)] = value
+    try:
+        (other,) = FrameReader().feed(bytes(frame)) or [None]
+    except WireError:
+        return
+    assert other is None or frame_of(other) == bytes(frame)  # one message, one spelling
+
+
+def test_a_step_is_56_bytes_and_its_rows_uncopied() -> None:
+    payload = bytearray(range(20))
+    header, rows = encode(dataclasses.replace(STEP, payload=payload))
+    assert len(header) == wire.STEP_HEADER_BYTES == 56
+    payload[0] = 99
+    assert rows[0] == 99
+    assert header.hex(" ") == (
+        "00 00 00 48 01 00 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 10 11 12 13 14 15 "
+        "00 00 00 00 00 00 00 07 00 00 00 03 00 00 00 11 00 00 00 02 00 01 01 00 00 00 00 05"
+    )
+
+
+def test_rows_of_another_element_type_are_sent_as_their_bytes() -> None:
+    rows = memoryview(bytes(20)).cast("H")
+    assert decode(memoryview(frame_of(dataclasses.replace(STEP, payload=rows)))).payload == bytes(20)
+
+
+def test_the_caller_gets_the_rows_it_wants_and_a_hop_gets_all() -> None:
+    for num_rows in (1, 2):
+        step = dataclasses.replace(STEP, payload=bytes(10 * num_rows))
+        assert decode(memoryview(frame_of(step))) == step
+    for num_bytes in (0, 9, 11, 19, 21, 30):
+        with pytest.raises(WireError, match="payload has"):
+            encode(dataclasses.replace(STEP, payload=bytes(num_bytes)))
+
+
+@pytest.mark.parametrize(("width", "num_bytes"), [(1, 5), (127, 131), (128, 132), (129, 137), (256, 264), (4096, 4224)])
+def test_int8_rows_have_a_scale_for_every_128_elements(width: int, num_bytes: int) -> None:
+    assert wire.payload_bytes(1, width, Dtype.BFLOAT16, Codec.INT8) == num_bytes
+    assert wire.payload_bytes(3, width, Dtype.FLOAT32, Codec.INT8) == 3 * num_bytes
+
+
+@pytest.mark.parametrize("width", [1, 127, 4096, wire.MAX_WIDTH])
+def test_max_rows_is_the_most_that_a_step_takes(width: int) -> None:
+    rows = wire.max_rows(width, Dtype.FLOAT32, Codec.EXACT)
+    step = Step(SESSION, 0, 0, rows, rows, True, Dtype.FLOAT32, Codec.EXACT, width, bytes(4 * rows * width))
+    header, _ = encode(step)
+    assert len(header) == 56
+    with pytest.raises(WireError):
+        encode(dataclasses.replace(step, num_tokens=rows + 1, payload=bytes(4 * (rows + 1) * width)))
+
+
+def test_a_length_is_refused_before_anything_of_it_has_come() -> None:
+    for kind, length in ((1, 0xFFFFFFFF), (1, wire.MAX_FRAME_BYTES - 3), (2, 8 << 10), (2, 1), (1, 51)):
+        with pytest.raises(WireError, match="are allowed"):
+            FrameReader().feed(struct.pack(">IBB", length, kind, 0))
+
+
+def test_a_steps_header_is_refused_before_its_rows_have_come() -> None:
+    header, _ = encode(STEP)
+    length_of_another = struct.pack(">I", 52 + 30) + header[4:]
+    reader = FrameReader()
+    assert reader.feed(length_of_another[:55]) == []
+    with pytest.raises(WireError, match="payload has 30 bytes"):
+        reader.feed(length_of_another[55:])
+
+
+def test_a_reader_takes_no_frame_beyond_its_own_limit() -> None:
+    frame = frame_of(STEP)
+    assert FrameReader(max_frame_bytes=len(frame)).feed(frame) == [STEP]
+    with pytest.raises(WireError, match="the length of a frame is 76; 0 to 75 are allowed"):
+        FrameReader(max_frame_bytes=len(frame) - 1).feed(frame[:6])
+
+
+@pytest.mark.parametrize(
+    ("offset", "field", "why"),
+    [
+        (4, b"\0", "kind 0 is no message of version 1"),
+        (4, b"\x0d", "kind 13 is no message"),
+        (5, b"\x02", "flags 0x02"),
+        (40, struct.pack(">I", wire.MAX_TOKENS), "position is"),
+        (44, bytes(4), "num_tokens is 0"),
+        (44, struct.pack(">I", wire.MAX_STEP_TOKENS + 1), "num_tokens is 32769"),
+        (48, struct.pack(">H", 3), "num_wanted is 3"),
+        (50, b"\0", "dtype 0 is unknown; there are 1, 2, 3"),
+        (50, b"\x04", "dtype 4 is unknown"),
+        (51, b"\x02", "codec 2 is unknown"),
+        (52, bytes(4), "width is 0"),
+        (52, struct.pack(">I", wire.MAX_WIDTH + 1), "width is 65537"),
+    ],
+)
+def test_a_step_beyond_a_limit_is_refused(offset: int, field: bytes, why: str) -> None:
+    refused(patched(STEP, offset, field), why)
+
+
+@pytest.mark.parametrize("message", [one for one in EXAMPLES if not isinstance(one, Step)])
+def test_other_frames_take_no_flags(message: Message) -> None:
+    refused(patched(message, 5, b"\x01"), "flags 0x01")
+
+
+LONG_ADDR = "x" * (wire.MAX_ADDR_BYTES + 1)
+BEYOND = [
+    dataclasses.replace(OPEN, start=16),
+    dataclasses.replace(OPEN, start=5, end=4),
+    dataclasses.replace(OPEN, end=wire.MAX_LAYERS + 1),
+    dataclasses.replace(OPEN, fingerprint=bytes(31)),
+    dataclasses.replace(OPEN, max_tokens=0),
+    dataclasses.replace(OPEN, max_tokens=wire.MAX_TOKENS + 1),
+    dataclasses.replace(OPEN, lease_s=0),
+    dataclasses.replace(OPEN, lease_s=wire.MAX_LEASE_S + 1),
+    dataclasses.replace(OPEN, neighbours=Neighbours(ANNA, BELA, ("a:1",) * (wire.MAX_ADDRS + 1))),
+    dataclasses.replace(OPEN, neighbours=Neighbours(ANNA, BELA, (LONG_ADDR,))),
+    dataclasses.replace(OPEN, session=SessionKey(ANNA, 1 << 64)),
+    dataclasses.replace(STEP, session=SessionKey(ANNA, -1)),
+    dataclasses.replace(STEP, step=1 << 32),
+    dataclasses.replace(STEP, step=-1),
+    Done(SESSION, 1, 1 << 32, 0, 0),
+    Done(SESSION, 1, 0, 1 << 32, 0),
+    Done(SESSION, 1, 0, 0, 1 << 16),
+    Reroute(SESSION, NEIGHBOURS, wire.MAX_TOKENS + 1),
+    Rollback(SESSION, 1, wire.MAX_TOKENS + 1),
+    Refuse(SESSION, Reason.BUSY, "é" * 513),
+    Refuse(SESSION, Reason.BUSY, "\ud800"),
+    Goodbye(wire.MAX_LEASE_S + 1),
+    dataclasses.replace(SERVING, dtype=None),
+    dataclasses.replace(SERVING, start=0, end=0),
+    dataclasses.replace(SERVING, codecs=(Codec.EXACT,) * 9),
+    dataclasses.replace(SERVING, free_tokens=1 << 64),
+    dataclasses.replace(SERVING, model="m" * 257),
+    dataclasses.replace(SERVING, version="v" * 65),
+]
+
+
+@pytest.mark.parametrize("message", BEYOND)
+def test_nothing_beyond_a_limit_is_sent(message: Message) -> None:
+    with pytest.raises(WireError):
+        encode(message)
+
+
+OPEN_FIELDS = 6 + PEER_DIGEST_BYTES + 8
+
+
+@pytest.mark.parametrize(
+    ("message", "offset", "field", "why"),
+    [
+        (OPEN, OPEN_FIELDS + 32, struct.pack(">HH", 3, 3), "layers 3 to 3"),
+        (OPEN, OPEN_FIELDS + 34, b"\xff\xff", "end is 65535"),
+        (OPEN, OPEN_FIELDS + 36, b"\0", "dtype 0"),
+        (OPEN, OPEN_FIELDS + 38, b"\xff\xff\xff\xff", "max_tokens is"),
+        (OPEN, OPEN_FIELDS + 42, b"\xff\xff\xff\xff", "lease_s is"),
+        (OPEN, OPEN_FIELDS + 46 + 44, b"\xff", "the number of addresses is 255"),
+        (OPEN, OPEN_FIELDS + 46 + 45, b"\xff\xff", "the length of an address is 65535"),
+        (OPEN, OPEN_FIELDS + 46 + 47, b"\xff", "an address is not UTF-8"),
+        (Refuse(SESSION, Reason.BUSY, "no"), OPEN_FIELDS, b"\x09", "reason 9 is unknown"),
+        (Refuse(SESSION, Reason.BUSY, "no"), OPEN_FIELDS + 1, b"\xff\xff", "the length of text is 65535"),
+        (SERVING, 6 + 2 + 4 + 32 + 4, b"\0", "are no span"),
+        (SERVING, 6 + 2 + 4 + 32 + 4 + 1, b"\xff", "the number of codecs is 255"),
+    ],
+)
+def test_a_message_beyond_a_limit_is_refused(message: Message, offset: int, field: bytes, why: str) -> None:
+    refused(patched(message, offset, field), why)
+
+
+def test_many_small_frames_at_once_are_read_in_time_that_grows_with_their_number() -> None:
+    messages = FrameReader().feed(frame_of(Ask()) * 100_000)  # copying the rest after each would take minutes
+    assert len(messages) == 100_000
+
+
+def test_the_longest_small_message_fits() -> None:
+    longest = dataclasses.replace(
+        OPEN, neighbours=Neighbours(ANNA, BELA, ("x" * wire.MAX_ADDR_BYTES,) * wire.MAX_ADDRS)
+    )
+    assert decode(memoryview(frame_of(longest))) == longest
+    assert len(frame_of(longest)) <= wire.MAX_SMALL_BYTES
+
+
+def test_the_document_names_every_kind_and_every_limit() -> None:
+    document = (Path(hopformer.__file__).parent / "docs" / "wire-format.md").read_text(encoding="utf-8")
+    for kind, message in enumerate((type(one) for one in EXAMPLES), start=1):
+        assert f"| {kind} | {message.__name__} |" in document
+        assert frame_of(EXAMPLES[kind - 1])[4] == kind
+    for name, value in vars(wire).items():
+        if name.startswith("MAX_"):
+            assert f"`{name}` | {value:,} |" in document
