@@ -1,5 +1,7 @@
 """The baseline that everybody has: transformers, in eager mode, with its default attention and key-value cache.
 
+Its weights are never quantised: it is what the others save time over, and what they lose accuracy against.
+
 The loop is written here, around the model's forward pass, because `generate` adds work of its own to every step: what
 is compared is the model, at its best.
 """
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 from .contender import Absent, Workload
+from .work import name_of_dtype
 
 NAME = "transformers"
 HOW_TO_GET = "not installed; pip install 'hopformer[bench]'"
@@ -26,7 +29,8 @@ class TransformersContender:
 
     name = NAME
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, weights: str) -> None:
+        self.weights = weights
         self.version = version("transformers")
         self._model = model
         self._cache: Any = None
@@ -38,7 +42,7 @@ class TransformersContender:
 
     def prefill(self, token_ids: Sequence[int]) -> int:
         """See Contender."""
-        return self._step(torch.tensor([token_ids]))
+        return self._step(torch.tensor([token_ids], device=self._model.device))
 
     def decode(self, num_tokens: int) -> list[int]:
         """See Contender."""
@@ -68,8 +72,8 @@ def open_transformers(workload: Workload) -> TransformersContender | Absent:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # the command has its own
-        model = AutoModelForCausalLM.from_pretrained(workload.folder, dtype=workload.dtype, local_files_only=True)
-    return TransformersContender(model.eval())
+        model: Any = AutoModelForCausalLM.from_pretrained(workload.folder, dtype=workload.dtype, local_files_only=True)
+    return TransformersContender(model.to(workload.device).eval(), name_of_dtype(workload.dtype))
 
 
 @contextmanager

@@ -14,9 +14,14 @@ import torch
 from .. import __version__
 from ..llama.assemble import ModelPart, Placement, load_model
 from ..llama.config import ModelConfig
+from ..llama.cuda_graphs import GraphPool
 from ..llama.engine import Engine, Output, Request
 from ..llama.kv_cache import DEFAULT_PAGE_SIZE
+from ..llama.load import find_weight_bits
 from ..llama.runner import LocalRunner
+from .work import name_of_dtype
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,8 @@ class Workload:
         max_context: tokens of a prompt and its answer.
         num_threads: CPU threads.
         scratch: an empty folder for a baseline's own format of the weights.
+        quantize: "none", "int8" or "int4"; a baseline takes its own format of that many bits, if it has one.
+        device: where everybody computes.
     """
 
     folder: Path
@@ -37,6 +44,8 @@ class Workload:
     max_context: int
     num_threads: int
     scratch: Path
+    quantize: str = "none"
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +62,12 @@ class Contender(Protocol):
     Attributes:
         name: what the rows call it.
         version: of the software that runs.
+        weights: its format of them, a name in work.py.
     """
 
     name: str
     version: str
+    weights: str
 
     def reset(self) -> None:
         """Forget the sequence."""
@@ -84,18 +95,23 @@ class HopformerContender:
     name = "hopformer"
     version = __version__
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, weights: str) -> None:
+        self.weights = weights
         self._engine = engine
         self._num_requests = 0
 
     @classmethod
     def open(cls, workload: Workload) -> "HopformerContender":
         """Load the model, with memory for two sequences: the running one, and the last one in the prefix cache."""
-        placement = Placement(torch.device("cpu"), workload.dtype, workload.max_context)
+        weight_bits = find_weight_bits(workload.quantize)
+        placement = Placement(workload.device, workload.dtype, workload.max_context, weight_bits)
         model = load_model(workload.folder, workload.config, ModelPart.whole(workload.config), placement)
         num_pages = 2 * -(-workload.max_context // DEFAULT_PAGE_SIZE)
         runner = LocalRunner(model, num_pages, DEFAULT_PAGE_SIZE, workload.max_context)
-        return cls(Engine(runner, lambda token_ids: ""))
+        if workload.device.type == "cuda":
+            runner.prepare_decode(1, GraphPool(workload.device).capture)
+        weights = name_of_dtype(workload.dtype) if weight_bits is None else workload.quantize
+        return cls(Engine(runner, lambda token_ids: ""), weights)
 
     @property
     def _request_id(self) -> str:

@@ -17,11 +17,11 @@ from ..errors import UsageError
 from ..llama.config import ModelConfig, load_config
 from .baseline_llama_cpp import open_llama_cpp
 from .baseline_transformers import open_transformers
-from .ceilings import CeilingMeter
-from .contender import Absent, Contender, HopformerContender, OpenContender, Workload
+from .contender import CPU, Absent, Contender, HopformerContender, OpenContender, Workload
+from .kernel_ceilings import Meter, open_meter
 from .machine import Machine
-from .rows import Conditions, Round, Row, Sample, make_rows
-from .work import ModelWork
+from .rows import Conditions, Round, Row, Sample, Software, make_rows
+from .work import ModelWork, name_of_dtype
 
 BASELINES: Mapping[str, OpenContender] = {"transformers": open_transformers, "llama.cpp": open_llama_cpp}
 WARM_UP_TOKENS = 2  # decode steps of the untimed turn, after a whole prompt
@@ -38,6 +38,8 @@ class DecodePlan:
         dtype: of weights and activations.
         prompt_tokens, decode_tokens: of each round.
         against: names of BASELINES.
+        quantize: "none", "int8" or "int4".
+        device: where everybody computes.
     """
 
     folder: Path
@@ -48,6 +50,8 @@ class DecodePlan:
     rounds: int
     num_threads: int
     against: tuple[str, ...]
+    quantize: str = "none"
+    device: torch.device = CPU
 
     @property
     def max_context(self) -> int:
@@ -80,14 +84,15 @@ class DecodePlan:
     def conditions(self, config: ModelConfig) -> Conditions:
         """What every row says."""
         return Conditions(
-            machine=Machine.here(),
+            machine=Machine.here(self.device),
             model=self.model,
             shape=_describe(config),
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=name_of_dtype(self.dtype),
             num_threads=self.num_threads,
             prompt_tokens=self.prompt_tokens,
             decode_tokens=self.decode_tokens,
             rounds=self.rounds,
+            quantize=self.quantize,
         )
 
 
@@ -109,7 +114,7 @@ def bench_decode(plan: DecodePlan, progress: Progress | None = None) -> list[Row
             progress(next(steps), total)
 
     with _threads(plan.num_threads), _opened(plan, config, advance) as (contenders, absent):
-        meter = CeilingMeter(plan.dtype)
+        meter = open_meter(plan.device, plan.dtype)
         prompts = _prompts(plan, config)
         prompt = next(prompts)
         for contender in contenders:
@@ -121,11 +126,11 @@ def bench_decode(plan: DecodePlan, progress: Progress | None = None) -> list[Row
             order = [*contenders[first:], *contenders[:first]]
             rounds.append(_run_round(meter, order, next(prompts), plan.decode_tokens))
             advance()
-        versions = {contender.name: contender.version for contender in contenders}
-    return make_rows(conditions, ModelWork(config, plan.dtype), rounds, versions, absent)
+        software = {one.name: Software(one.version, one.weights) for one in contenders}
+    return make_rows(conditions, ModelWork(config, plan.dtype), rounds, software, absent)
 
 
-def _run_round(meter: CeilingMeter, order: Sequence[Contender], prompt: Sequence[int], decode_tokens: int) -> Round:
+def _run_round(meter: Meter, order: Sequence[Contender], prompt: Sequence[int], decode_tokens: int) -> Round:
     ceilings = meter.measure()
     return Round(ceilings, {one.name: _take_turn(one, prompt, decode_tokens) for one in order})
 
@@ -148,7 +153,16 @@ def _opened(
     absent: list[Absent] = []
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="hopformer-bench-"))
-        workload = Workload(plan.folder, config, plan.dtype, plan.max_context, plan.num_threads, Path(scratch))
+        workload = Workload(
+            plan.folder,
+            config,
+            plan.dtype,
+            plan.max_context,
+            plan.num_threads,
+            Path(scratch),
+            plan.quantize,
+            plan.device,
+        )
         for open_one in (HopformerContender.open, *(BASELINES[name] for name in plan.against)):
             one = open_one(workload)
             if isinstance(one, Absent):

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
+import torch
 
+_Device = torch.device  # a name of its own: Machine has a field called torch
 _ROOT = Path(__file__).resolve().parents[1]
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -20,9 +23,10 @@ class Machine:
     Attributes:
         commit: of the checkout that ran, with "-dirty" when files had changed; None for an installed package.
         date: UTC, to the day.
-        device: the CPU's own name.
+        device: what ran: the CPU's own name, or the GPU's.
         num_cores: cores that the operating system has, whoever uses them.
         memory_gib: of the whole machine.
+        gpu_memory_gib, driver, cuda, triton: of a GPU that ran, its driver, CUDA or ROCm and Triton; else None.
     """
 
     commit: str | None
@@ -33,19 +37,25 @@ class Machine:
     system: str
     python: str
     torch: str
+    gpu_memory_gib: int | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    triton: str | None = None
 
     @classmethod
-    def here(cls) -> "Machine":
-        """This one, now."""
+    def here(cls, device: _Device | None = None) -> "Machine":
+        """This one, now; ``device`` is what runs, the CPU if None."""
+        gpu: dict[str, Any] = {} if device is None or device.type != "cuda" else _gpu(device)
         return cls(
             commit=_commit(),
             date=datetime.now(UTC).date().isoformat(),
-            device=_cpu_name(),
+            device=gpu.pop("name", None) or _cpu_name(),
             num_cores=psutil.cpu_count() or 1,
             memory_gib=round(psutil.virtual_memory().total / 2**30),
             system=f"{platform.system()} {platform.machine()}",
             python=platform.python_version(),
             torch=installed_version("torch") or "",
+            **gpu,
         )
 
 
@@ -66,6 +76,28 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or a repository without a commit
     return done.stdout.strip() or None
+
+
+def _gpu(device: _Device) -> dict[str, Any]:
+    """Its name and the fields of Machine that are a GPU's."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / 2**30),
+        "driver": _driver(),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "triton": installed_version("triton"),
+    }
+
+
+def _driver() -> str | None:
+    """NVIDIA's driver; None where its tool is missing."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else None
 
 
 def _cpu_name() -> str:

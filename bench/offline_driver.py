@@ -27,11 +27,13 @@ class Compiled:
 
     Attributes:
         name: of the kernel function.
+        constants: its constexprs, by name.
         metadata: Triton's, such as shared (bytes) and num_warps.
         files: kind ("cubin", "ptx", "amdgcn", ...) -> where it lies.
     """
 
     name: str
+    constants: dict[str, Any]
     metadata: dict[str, Any]
     files: dict[str, Path]
 
@@ -101,7 +103,8 @@ def compiling_for(target: GPUTarget) -> Iterator[list[Compiled]]:
 
     def listen(*, src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], **rest: Any) -> None:
         files = {Path(name).suffix.removeprefix("."): Path(path) for name, path in metadata_group.items()}
-        compiled.append(Compiled(src.fn.__name__, metadata, files))
+        constants = {src.fn.arg_names[path[0]]: value for path, value in src.constants.items() if len(path) == 1}
+        compiled.append(Compiled(src.fn.__name__, constants, metadata, files))
 
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.listener = listen

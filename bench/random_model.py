@@ -97,7 +97,15 @@ SHAPES: Mapping[str, dict[str, Any]] = {
         max_position_embeddings=40960,
         tie_word_embeddings=True,
     ),
+    "qwen3-8b": _shape(
+        "qwen3",
+        (36, 4096, 12288, 32, 8, 128, 151936),
+        rms_norm_eps=1e-6,
+        rope_theta=1000000.0,
+        max_position_embeddings=40960,
+    ),
 }
+ALIASES = {"mistral-7b": "mistral-7b-v0.3"}
 
 
 def write_random_model(
@@ -129,9 +137,10 @@ def find_shape(name: str) -> Mapping[str, Any]:
     Raises:
         UsageError: there is none of that name.
     """
-    if name not in SHAPES:
+    full_name = ALIASES.get(name, name)
+    if full_name not in SHAPES:
         raise UsageError(f"{name!r} is no shape of a random model; use one of {', '.join(SHAPES)}")
-    return SHAPES[name]
+    return SHAPES[full_name]
 
 
 def _outer_tensors(config: ModelConfig) -> list[NamedShape]:

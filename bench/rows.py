@@ -5,7 +5,7 @@ ratio over it are medians of what each round gave, because only within a round a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
@@ -40,12 +40,21 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class Software:
+    """What a contender is: its version, and the format of its weights, a name in work.py."""
+
+    version: str
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """What all rows of a run share.
 
     Attributes:
         model: as the user named it.
         shape: its sizes, in words.
+        quantize: what was asked for; how each contender took it is its rows' `weights`.
     """
 
     machine: Machine
@@ -56,6 +65,7 @@ class Conditions:
     prompt_tokens: int
     decode_tokens: int
     rounds: int
+    quantize: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,7 @@ class Row:
 
     Attributes:
         runs: the contender.
+        weights: its format of them, "bfloat16", "int8" or "Q4_0" for example.
         context: tokens in the cache: at the end of prefill, in the middle of decode.
         time_ms: of a prefill or a decode step, median over the rounds; with the fastest and the slowest round's.
         gb_per_s: 10^9 bytes of weights, keys and values; decode only.
@@ -78,6 +89,7 @@ class Row:
     runs: str
     version: str | None
     context: float
+    weights: str | None = None
     time_ms: float | None = None
     time_ms_min: float | None = None
     time_ms_max: float | None = None
@@ -100,16 +112,16 @@ def make_rows(
     conditions: Conditions,
     work: ModelWork,
     rounds: Sequence[Round],
-    versions: Mapping[str, str],
+    software: Mapping[str, Software],
     absent: Sequence[Absent],
 ) -> list[Row]:
     """Every contender's prefill, ours first, then every contender's decode.
 
     Args:
-        versions: by contender, in the order of the rows.
+        software: by contender, in the order of the rows.
         absent: those who could not take part.
     """
-    return [row for phase in PHASES for row in _rows_of(phase, conditions, work, rounds, versions, absent)]
+    return [row for phase in PHASES for row in _rows_of(phase, conditions, work, rounds, software, absent)]
 
 
 def _rows_of(
@@ -117,16 +129,16 @@ def _rows_of(
     conditions: Conditions,
     work: ModelWork,
     rounds: Sequence[Round],
-    versions: Mapping[str, str],
+    software: Mapping[str, Software],
     absent: Sequence[Absent],
 ) -> Iterator[Row]:
     prompt_tokens = conditions.prompt_tokens
     # Decode step i of n computes the token at position prompt_tokens + i - 1, among prompt_tokens + i
     context = float(prompt_tokens) if phase == "prefill" else prompt_tokens + (conditions.decode_tokens + 1) / 2
-    for name, version in versions.items():
-        yield _measured(phase, conditions, work, rounds, name, version, context)
-    for one in absent:
-        yield Row(conditions, phase, one.name, None, context, note=one.reason)
+    for name, one in software.items():
+        yield _measured(phase, conditions, replace(work, weights=one.weights), rounds, name, one.version, context)
+    for missing in absent:
+        yield Row(conditions, phase, missing.name, None, context, note=missing.reason)
 
 
 def _measured(
@@ -151,6 +163,7 @@ def _measured(
         name,
         version,
         context,
+        weights=work.weights,
         time_ms=1e3 * typical,
         time_ms_min=1e3 * min(seconds),
         time_ms_max=1e3 * max(seconds),

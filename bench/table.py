@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .kernel_table import kernels_as_markdown
+from .net_table import net_as_markdown
 from .rows import OURS
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,7 +33,11 @@ def fill_tables(document: str, results: Path) -> str:
 
 
 def as_markdown(rows: Sequence[JsonRow]) -> str:
-    """One run's rows as a sentence about its conditions and a table with a line for each contender."""
+    """One run's rows as a sentence about its conditions and a table: of `bench decode`, a line for each contender."""
+    if rows[0]["bench"] == "kernels":
+        return kernels_as_markdown(rows)
+    if rows[0]["bench"] == "net":
+        return net_as_markdown(rows)
     lines = [
         _describe_conditions(rows[0]),
         "",
@@ -39,26 +45,44 @@ def as_markdown(rows: Sequence[JsonRow]) -> str:
         "| of the memory ceiling | hopformer's |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    decodes = {row["runs"]: row for row in rows if row["phase"] == "decode"}
-    for prefill in (row for row in rows if row["phase"] == "prefill"):
+    speeds = [row for row in rows if row["bench"] == "decode"]
+    decodes = {row["runs"]: row for row in speeds if row["phase"] == "decode"}
+    for prefill in (row for row in speeds if row["phase"] == "prefill"):
         lines.append(_line(prefill, decodes[prefill["runs"]]))
+    for row in rows:
+        if row["bench"] == "quant_error":
+            lines += ["", _describe_error(row)]
     return "\n".join(lines) + "\n"
 
 
 def _describe_conditions(row: JsonRow) -> str:
     commit = f"commit {row['commit']}" if row["commit"] else "no commit"
+    threads = "on " if row.get("cuda") else f"{row['num_threads']} threads on "
+    quantized = f", weights quantised to {row['quantize']}" if _is_quantized(row) else ""
     return (
-        f"`{row['model']}` in {row['dtype']} ({row['shape']}); {row['prompt_tokens']} tokens of prompt, then "
-        f"{row['decode_tokens']} decoded one by one; {row['num_threads']} threads on {row['device']} "
+        f"`{row['model']}` in {row['dtype']}{quantized} ({row['shape']}); {row['prompt_tokens']} tokens of prompt, "
+        f"then {row['decode_tokens']} decoded one by one; {threads}{row['device']} "
         f"({row['num_cores']} cores, {row['memory_gib']} GiB, {row['system']}), torch {row['torch']}, Python "
         f"{row['python']}; medians of {row['rounds']} rounds in alternation; {commit}, {row['date']}."
+    )
+
+
+def _describe_error(row: JsonRow) -> str:
+    perplexity = ""
+    if row["perplexity"] is not None:
+        perplexity = f", perplexity {row['perplexity']:.4f} for {row['perplexity_unquantized']:.4f}"
+    return (
+        f"hopformer's {row['quantize']} beside its {row['dtype']}, on {row['num_positions']} tokens of {row['text']}: "
+        f"logits off by {100 * row['logit_error']:.2f}%, KL divergence {row['kl_nats']:.2g} nats, the same token first "
+        f"in {row['same_top_percent']:.1f}%{perplexity}."
     )
 
 
 def _line(prefill: JsonRow, decode: JsonRow) -> str:
     if prefill["note"]:
         return f"| {prefill['runs']} | {prefill['note']} | | | | | | | |"
-    name = f"{prefill['runs']} ({prefill['version']})"
+    weights = f" {prefill['weights']}" if _is_quantized(prefill) else ""
+    name = f"{prefill['runs']}{weights} ({prefill['version']})"
     cells = [
         f"**{name}**" if prefill["runs"] == OURS else name,
         f"{prefill['tokens_per_s']:.0f}",
@@ -71,6 +95,11 @@ def _line(prefill: JsonRow, decode: JsonRow) -> str:
         _ratio(decode),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _is_quantized(row: JsonRow) -> bool:
+    """Whether the run was one with --quantize; rows from before there was one lack the word."""
+    return row.get("quantize", "none") != "none"
 
 
 def _ratio(row: JsonRow) -> str:

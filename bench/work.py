@@ -1,10 +1,11 @@
-"""What a step must read and compute, from the model's config alone: the same for whoever carries it out.
+"""What a step must read and compute, from the model's config and the format of the weights.
 
 bytes read in a decode step   every weight once, but for the embedding, of which it reads a row, and all keys and values
 operations of a prefill       2 for each weight of a projection and token, 4 D for each query head and key it sees; the
                               head computes one row
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -16,18 +17,54 @@ from ..llama.weights import NamedShape, head_tensors, layer_tensors
 
 
 @dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """Bits for each weight, scales included, and for each row beside that: of the layers' matrices, and of the head."""
+
+    layer_bits: float
+    head_bits: float
+    layer_row_bits: int = 0
+    head_row_bits: int = 0
+
+
+# Ours on a CPU: 8 bits with an f32 scale a row; 4 bits with a bf16 scale and middle for each 32, and a head of 8.
+# llama.cpp's: a 16-bit scale for each 32; Q4_0's head is Q6_K, 210 bytes for 256.
+QUANTIZED: Mapping[str, WeightFormat] = {
+    "int8": WeightFormat(8, 8, layer_row_bits=32, head_row_bits=32),
+    "int4": WeightFormat(5, 8, head_row_bits=32),
+    "Q8_0": WeightFormat(8.5, 8.5),
+    "Q4_0": WeightFormat(4.5, 6.5625),
+}
+
+
+def name_of_dtype(dtype: torch.dtype) -> str:
+    """bfloat16 for torch.bfloat16: the name of a format that is not quantised."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True)
 class ModelWork:
-    """Reads and operations of a model whose weights, keys and values are ``dtype``."""
+    """Reads and operations of a model whose keys, values and vectors are ``dtype``, and its matrices ``weights``.
+
+    Attributes:
+        weights: a name in QUANTIZED; anything else stands for ``dtype``.
+    """
 
     config: ModelConfig
     dtype: torch.dtype
+    weights: str = ""
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that a decode step reads."""
-        config = self.config
-        layers = sum(_count(list(layer_tensors(config, index).values())) for index in range(config.num_layers))
-        return (layers + _count(list(head_tensors(config).values())) + config.hidden_size) * self.dtype.itemsize
+        config, dtype_bits = self.config, 8 * self.dtype.itemsize
+        stored = QUANTIZED.get(self.weights, WeightFormat(dtype_bits, dtype_bits))
+        bits: float = config.hidden_size * dtype_bits  # a row of the embedding
+        for index in range(config.num_layers):
+            bits += _bits_of(
+                layer_tensors(config, index).values(), stored.layer_bits, stored.layer_row_bits, dtype_bits
+            )
+        bits += _bits_of(head_tensors(config).values(), stored.head_bits, stored.head_row_bits, dtype_bits)
+        return round(bits / 8)
 
     def decode_bytes(self, context: float) -> float:
         """Bytes that a decode step reads when its sequence has ``context`` tokens, the new one included."""
@@ -50,9 +87,11 @@ class ModelWork:
         return 2 * in_layers * num_tokens + 4 * config.head_dim * config.num_heads * pairs + 2 * head
 
 
-def _count(tensors: list[NamedShape]) -> int:
-    """Elements in all."""
-    return sum(prod(shape) for _, shape in tensors)
+def _bits_of(tensors: Iterable[NamedShape], weight_bits: float, row_bits: int, vector_bits: int) -> float:
+    """Bits of matrices and vectors in all."""
+    shapes = [shape for _, shape in tensors]
+    matrices = sum(prod(shape) * weight_bits + shape[0] * row_bits for shape in shapes if len(shape) == 2)
+    return matrices + sum(prod(shape) * vector_bits for shape in shapes if len(shape) != 2)
 
 
 def _visible_pairs(num_tokens: int, window: int) -> int:

@@ -25,13 +25,14 @@ from .launch_configs import LaunchConfig, find_config
 
 # Packed rows of a tile: few where each sequence has a single query; more reach 16 queries of 4 heads in one tile.
 _FEWEST_ROWS, _MOST_ROWS = 16, 64
+_WIDE_ROW_BYTES = 512  # rows of more, f32 at head_dim 256, leave no registers for more than the fewest
 
 
 def paged_decode(q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scoring: Scoring, out: torch.Tensor) -> None:
     """Write the rows of ``out`` that belong to sequences of few queries; already checked."""
     num_kv_heads, _, head_dim = pages.k.shape[1:]
     group_size = q.shape[1] // num_kv_heads
-    block_m = _packed_rows(plan, group_size)
+    block_m = _packed_rows(plan, group_size, next_power_of_2(head_dim) * q.itemsize)
     config = find_config(
         "decode",
         dtype=dtype_name(q.dtype),
@@ -92,13 +93,12 @@ def _launch(
     )
 
 
-def _packed_rows(plan: AttentionPlan, group_size: int) -> int:
+def _packed_rows(plan: AttentionPlan, group_size: int, row_bytes: int) -> int:
     """BLOCK_M: the rows of a tile. A batch-invariant plan's are always as many, as its results may depend on it."""
-    group = next_power_of_2(group_size)
-    if plan.batch_invariant:
-        return max(_MOST_ROWS, group)
+    most = _MOST_ROWS if row_bytes <= _WIDE_ROW_BYTES else _FEWEST_ROWS
     queries = min(plan.max_query_len or MAX_DECODE_QUERIES, MAX_DECODE_QUERIES)
-    return max(_FEWEST_ROWS, group, min(_MOST_ROWS, next_power_of_2(queries * group_size)))
+    rows = most if plan.batch_invariant else min(most, next_power_of_2(queries * group_size))
+    return max(_FEWEST_ROWS, next_power_of_2(group_size), rows)
 
 
 @jit
