@@ -1,7 +1,8 @@
 # make setup   a virtual environment in .venv with hopformer in it
 # make chat    chat with the bundled demo model (MODEL=... for another)
-# make test    every test that needs no GPU: CPU, then Triton's interpreter, then the slow ones
+# make test    every test that needs no GPU: CPU, then Triton's interpreter, then the slow ones, then compiling ahead of time
 # make check   format, lint, types
+# make demo-cluster   three nodes on this machine, one of which is killed in the middle of an answer
 # make bench   prefill and decode speed of MODEL on this machine, beside transformers
 
 PYTHON ?= $(or $(shell command -v python3.11 || command -v python3.12 || command -v python3.13),python3.11)
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROOMS := kernels llama net cli bench
 
-.PHONY: setup chat test check bench clean
+.PHONY: setup chat test check demo-cluster bench clean
 
 setup: $(VENV)/.setup
 
@@ -18,9 +19,10 @@ chat: $(VENV)/.setup
 	@$(BIN)/hopformer chat $(MODEL)
 
 test: $(VENV)/.setup-test
-	$(BIN)/python -m pytest -m "not slow and not interpreter and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not interpreter and not gpu and not aot"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/kernels -m interpreter
-	$(BIN)/python -m pytest -m "slow and not interpreter and not gpu"
+	$(BIN)/python -m pytest -m "slow and not interpreter and not gpu and not aot"
+	$(BIN)/python -m pytest tests/aot -m aot
 
 # mypy wants the package under its own name, whatever this folder is called
 check: $(VENV)/.setup-test
@@ -28,6 +30,9 @@ check: $(VENV)/.setup-test
 	$(BIN)/ruff check .
 	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/hopformer
 	cd $(VENV)/types && ../bin/mypy --config-file ../../pyproject.toml -m hopformer -m hopformer.errors -m hopformer.__main__ $(ROOMS:%=-p hopformer.%)
+
+demo-cluster: $(VENV)/.setup
+	@$(BIN)/python examples/demo_cluster.py
 
 bench: $(VENV)/.setup-test
 	$(BIN)/hopformer bench decode $(MODEL)

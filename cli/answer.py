@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+from ..errors import NetworkError
 from ..llama.engine import Engine, FinishReason, Output, Request, TopLogprobs
 from ..llama.load import LoadedModel
 from ..llama.sampling import SamplingParams
@@ -68,6 +69,7 @@ class Answer:
 
     Attributes:
         num_prompt: tokens of the prompt; num_cached of them were not computed again.
+        error: why it could not go on; what came before is kept.
         ttft_s: seconds to the first token; None before it.
         decode_s: seconds from the first token to the last.
     """
@@ -78,6 +80,7 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TopLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: NetworkError | None = None
     ttft_s: float | None = None
     decode_s: float = 0.0
 
@@ -107,6 +110,8 @@ class Answer:
 def follow(engine: Engine, request: Request, show: Callable[[str], None], stopped: Callable[[], bool]) -> Answer:
     """Run a request to its end, or until ``stopped`` says so after a step; ``show`` gets the text as it comes.
 
+    Where the layers are served by nobody any more, the answer ends with what there is of it.
+
     Raises:
         RequestError: it can never run.
     """
@@ -115,10 +120,14 @@ def follow(engine: Engine, request: Request, show: Callable[[str], None], stoppe
     engine.add(request)
     try:
         while answer.finish_reason is None:
-            for output in engine.step():
+            try:
+                outputs = engine.step()
+            except NetworkError as error:
+                answer.error, outputs = None if stopped() else error, []
+            for output in outputs:
                 answer.take(output, time.perf_counter() - start)
                 show(output.text)
-            if answer.finish_reason is None and stopped():
+            if answer.finish_reason is None and (answer.error is not None or stopped()):
                 final = engine.cancel(request.request_id)
                 assert final is not None, "a request that goes on is in flight"
                 answer.take(final, time.perf_counter() - start)

@@ -11,15 +11,19 @@ import typer
 from .. import __version__
 from .bench import bench_app
 from .flags import command
+from .map import map_app
+from .node_flags import NodeFlags, SpanFlags
 from .options import LoadFlags, ModelArgument, OutputFlags, SamplingFlags, StopFlags, parse_layers
 from .prompt import PromptFlags
 from .reporting import EXIT_DONE, EXIT_USAGE, print_error, report
+from .route_flags import RouteFlags
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 
 app.add_typer(bench_app, name="bench")
+app.add_typer(map_app, name="map")
 
 # The root of typer's own errors: click's ClickException, or the copy of it that newer typers carry
 _TyperError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -59,7 +63,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Runs Llama-family models, on this machine."""
+    """Runs Llama-family models, on this machine or across many."""
     if version:
         print(f"hopformer {__version__}")
     elif context.invoked_subcommand is None:
@@ -75,6 +79,7 @@ def chat(
     ] = None,
     *,
     load: LoadFlags,
+    routes: RouteFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
 ) -> int:
@@ -86,7 +91,7 @@ def chat(
     """
     from .chat import chat
 
-    return chat(model, system, load, sampling, stops)
+    return chat(model, system, load, routes, sampling, stops)
 
 
 @command(app)
@@ -96,6 +101,7 @@ def generate(
     prompt: PromptFlags,
     output: OutputFlags,
     load: LoadFlags,
+    routes: RouteFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
 ) -> int:
@@ -106,7 +112,27 @@ def generate(
     """
     from .generate import generate
 
-    return generate(model, prompt, output, load, sampling, stops)
+    return generate(model, prompt, output, load, routes, sampling, stops)
+
+
+@command(app)
+def serve(
+    model: ModelArgument = "demo",
+    layers: Annotated[
+        str | None, typer.Option(metavar="A:B", help="The layers A to B-1, such as 0:16; all if not given.")
+    ] = None,
+    *,
+    node: NodeFlags,
+    span: SpanFlags,
+) -> int:
+    """Serve a span of layers to peers.
+
+    The first line on stdout is a JSON object with the peer id and the addresses that a BlocksMap needs. SIGTERM drains:
+    no new session, running steps end, peers are told.
+    """
+    from .serve import serve
+
+    return serve(model, layers, node, span)
 
 
 @command(app)

@@ -3,33 +3,41 @@
 import sys
 
 from ..errors import HopformerError, RequestError
-from .answer import AnswerSettings
+from .answer import Answer, AnswerSettings
 from .chat_commands import Command, Message, Mistake, read_line
 from .conversation import Conversation
 from .folders import state_folder
 from .interrupts import interrupt_noted, terminate_unwinds
-from .loading import open_model
+from .nodes import open_nodes
 from .options import LoadFlags, SamplingFlags, StopFlags
 from .reporting import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, print_error
+from .route_flags import RouteFlags
 from .terminal import Terminal
 
 _LEAVING = ("exit", "quit")
 
 
-def chat(reference: str, system: str | None, load: LoadFlags, sampling: SamplingFlags, stops: StopFlags) -> int:
+def chat(
+    reference: str,
+    system: str | None,
+    load: LoadFlags,
+    routes: RouteFlags,
+    sampling: SamplingFlags,
+    stops: StopFlags,
+) -> int:
     """Chat until the user leaves or stdin ends; returns the exit code.
 
     Raises:
         HopformerError: the model cannot be loaded, or a flag means nothing.
     """
     stops.check()
-    model, _ = open_model(reference, load.options())
-    settings = AnswerSettings.of(model, sampling.params(model.defaults), stops)
-    conversation = Conversation(reference, model, settings, system)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return chat_over_pipes(conversation)
-    with terminate_unwinds():
-        return chat_at_terminal(conversation, Terminal(state_folder() / "chat_history"))
+    with open_nodes(reference, load, routes) as (model, _, nodes):
+        settings = AnswerSettings.of(model, sampling.params(model.defaults), stops)
+        conversation = Conversation(reference, model, settings, system, nodes)
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return chat_over_pipes(conversation)
+        with terminate_unwinds():
+            return chat_at_terminal(conversation, Terminal(state_folder() / "chat_history"))
 
 
 def chat_at_terminal(conversation: Conversation, terminal: Terminal) -> int:
@@ -56,6 +64,8 @@ def _reply_at_terminal(conversation: Conversation, terminal: Terminal, text: str
     with terminal.keys() as keys, interrupt_noted() as interrupt:
         answer = conversation.reply(text, terminal.write, lambda: interrupt() or keys())
     terminal.end_line()
+    if answer.error is not None:
+        print_error(str(answer.error))
     if warning := conversation.warning(answer):
         terminal.note(warning)
     terminal.note(conversation.statistics(answer))
@@ -74,7 +84,11 @@ def chat_over_pipes(conversation: Conversation) -> int:
                 case Mistake(advice):
                     print_error(advice)
                 case Message(text):
-                    if not _reply_over_pipes(conversation, text):
+                    answer = _reply_over_pipes(conversation, text)
+                    if answer.error is not None:
+                        print_error(str(answer.error))
+                        code = EXIT_FAILED
+                    elif answer.finish_reason == "aborted":
                         return EXIT_INTERRUPTED
         except RequestError as error:
             print_error(str(error))
@@ -84,14 +98,14 @@ def chat_over_pipes(conversation: Conversation) -> int:
     return code
 
 
-def _reply_over_pipes(conversation: Conversation, text: str) -> bool:
-    """Print an answer; False if SIGINT cut it off."""
+def _reply_over_pipes(conversation: Conversation, text: str) -> Answer:
+    """Print an answer, which SIGINT cuts off."""
     with interrupt_noted() as interrupt:
         answer = conversation.reply(text, _write, interrupt)
     _write("\n")
     if warning := conversation.warning(answer):
         print_error(warning)
-    return answer.finish_reason != "aborted"
+    return answer
 
 
 def _write(text: str) -> None:

@@ -8,6 +8,7 @@ from ..llama.chat import Chat
 from ..llama.load import LoadedModel
 from .answer import Answer, AnswerSettings, follow
 from .chat_commands import HELP, Command
+from .nodes import LocalNode, Nodes
 
 _FULL = "clear begins a new conversation, save FILE keeps this one"
 
@@ -18,12 +19,21 @@ class Conversation:
     Args:
         name: what the user calls the model.
         system: what the model is told before the first message.
+        nodes: who computes; this one alone, if not given.
     """
 
-    def __init__(self, name: str, model: LoadedModel, settings: AnswerSettings, system: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: LoadedModel,
+        settings: AnswerSettings,
+        system: str | None = None,
+        nodes: Nodes | None = None,
+    ) -> None:
         self._name = name
         self._model = model
         self._settings = settings
+        self._nodes = nodes or LocalNode(model.config.num_layers)
         self._chat = Chat(model.tokenizer, model.template, system)
 
     def reply(self, text: str, show: Callable[[str], None], stopped: Callable[[], bool]) -> Answer:
@@ -35,6 +45,7 @@ class Conversation:
             RequestError: the message does not fit into the context any more.
         """
         prompt = self._chat.prompt_for(text)
+        self._nodes.heed(stopped)
         try:
             self._check_room(len(prompt))
             answer = follow(self._model.engine, self._settings.request(prompt, self._limit), show, stopped)
@@ -53,7 +64,6 @@ class Conversation:
         Raises:
             HopformerError: it cannot be done; the conversation is as it was.
         """
-        num_layers = self._model.config.num_layers
         match command:
             case Command("clear"):
                 self._chat.clear()
@@ -65,9 +75,9 @@ class Conversation:
                 self._chat.load(Path.cwd(), name)
                 return f"loaded {self._chat.num_tokens} tokens from {name}; the conversation goes on from there"
             case Command("peers"):
-                return f"local 0:{num_layers}"
-            case Command("connect"):
-                return f"this chat runs on this machine with all {num_layers} layers here; there is no peer to reach"
+                return self._nodes.describe()
+            case Command("connect", (peer_id, addr)):
+                return self._nodes.connect(peer_id, addr)
             case _:
                 assert command.name == "help", f"{command} is the caller's"
                 return HELP
@@ -76,7 +86,8 @@ class Conversation:
         """Which model this is, in one line."""
         model = self._model
         dtype = str(model.dtype).removeprefix("torch.")
-        layers = f"{model.config.num_layers} layers, {dtype} on {model.device}"
+        weights = "" if model.quantize == "none" else f" with {model.quantize} weights"
+        layers = f"{model.config.num_layers} layers, {dtype}{weights} {self._nodes.place(str(model.device))}"
         return f"{self._name}: {layers}, a context of {self._limit} tokens"
 
     def statistics(self, answer: Answer) -> str:

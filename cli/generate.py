@@ -9,10 +9,11 @@ from ..llama.chat import Chat
 from ..llama.load import LoadedModel
 from .answer import Answer, AnswerSettings, follow
 from .interrupts import interrupt_noted
-from .loading import open_model
+from .nodes import Nodes, open_nodes
 from .options import LoadFlags, OutputFlags, SamplingFlags, StopFlags
 from .prompt import Prompt, PromptFlags
 from .reporting import EXIT_DONE, EXIT_INTERRUPTED
+from .route_flags import RouteFlags
 
 DEFAULT_MAX_TOKENS = 256  # enough for a paragraph or two; a script that forgot the flag still ends soon
 
@@ -22,34 +23,39 @@ def generate(
     prompt_flags: PromptFlags,
     output: OutputFlags,
     load: LoadFlags,
+    routes: RouteFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
 ) -> int:
     """Answer one prompt on stdout; returns the exit code. SIGINT ends the answer and keeps what was said.
 
     Raises:
-        HopformerError: the model cannot be loaded, or the request can never run.
+        HopformerError: the model cannot be loaded, the request can never run, or its layers are served by nobody any
+            more, after what there is of the answer was printed.
     """
     stops.check()
     output.check()
     prompt = prompt_flags.read()
     if load.template and not prompt.templated:
         raise UsageError("--template changes nothing where the prompt is taken as it is; drop it")
-    model, load_s = open_model(reference, load.options())
-    settings = AnswerSettings.of(
-        model,
-        sampling.params(model.defaults, output.logprobs or 0),
-        stops.limited(DEFAULT_MAX_TOKENS),
-        template_stops=prompt.templated,
-        eos=not output.ignore_eos,
-    )
-    request = settings.request(_token_ids(model, prompt), model.engine.max_context)
-    with interrupt_noted() as interrupt:
-        answer = follow(model.engine, request, _keep_quiet if output.json else _write, interrupt)
-    if output.json:
-        print(json.dumps(_as_json(model, request.prompt_token_ids, answer, load_s)), flush=True)
-    else:
-        _write("\n")
+    with open_nodes(reference, load, routes) as (model, load_s, nodes):
+        settings = AnswerSettings.of(
+            model,
+            sampling.params(model.defaults, output.logprobs or 0),
+            stops.limited(DEFAULT_MAX_TOKENS),
+            template_stops=prompt.templated,
+            eos=not output.ignore_eos,
+        )
+        request = settings.request(_token_ids(model, prompt), model.engine.max_context)
+        with interrupt_noted() as interrupt:
+            nodes.heed(interrupt)
+            answer = follow(model.engine, request, _keep_quiet if output.json else _write, interrupt)
+        if output.json:
+            print(json.dumps(_as_json(nodes, request.prompt_token_ids, answer, load_s)), flush=True)
+        else:
+            _write("\n")
+    if answer.error is not None:
+        raise answer.error
     return EXIT_INTERRUPTED if answer.finish_reason == "aborted" else EXIT_DONE
 
 
@@ -61,7 +67,7 @@ def _token_ids(model: LoadedModel, prompt: Prompt) -> list[int]:
     return Chat(model.tokenizer, model.template, prompt.system).prompt_for(prompt.text)
 
 
-def _as_json(model: LoadedModel, prompt_token_ids: Any, answer: Answer, load_s: float) -> dict[str, Any]:
+def _as_json(nodes: Nodes, prompt_token_ids: Any, answer: Answer, load_s: float) -> dict[str, Any]:
     """The object that --json prints."""
     logprobs = {"logprobs": answer.logprobs} if answer.logprobs else {}
     return {
@@ -76,8 +82,8 @@ def _as_json(model: LoadedModel, prompt_token_ids: Any, answer: Answer, load_s: 
             "prefill_tokens_per_s": answer.prefill_tokens_per_s,
             "decode_tokens_per_s": answer.decode_tokens_per_s,
         },
-        "route": [{"layers": f"0:{model.config.num_layers}", "peer": "local"}],
-        "reroutes": 0,
+        "route": nodes.route(),
+        "reroutes": nodes.num_reroutes,
     }
 
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class Interrupt:
-    """Whether SIGINT has come."""
+    """Whether a signal has come."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -33,6 +33,23 @@ def interrupt_noted() -> Iterator[Interrupt]:
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def terminate_noted() -> Iterator[Interrupt]:
+    """Note SIGTERM instead of ending, so that a node can drain; a second one raises SystemExit."""
+    interrupt = Interrupt()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interrupt.seen:
+            raise SystemExit(128 + number)
+        interrupt.seen = True
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

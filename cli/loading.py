@@ -23,11 +23,11 @@ def open_model(reference: str, options: LoadOptions) -> tuple[LoadedModel, float
     return model, time.perf_counter() - start
 
 
-def fetch(reference: str, layers: tuple[int, int] | None = None) -> Path:
-    """The folder of a model, or of its span ``layers``, fetched if it is a hub id.
+def fetch(reference: str, layers: tuple[int, int] | None = None, ends: bool = False) -> Path:
+    """The folder of a model, or of its span ``layers``, fetched if it is a hub id; ``ends`` as in resolve_model.
 
     Raises:
         HubError: it cannot be found or fetched.
     """
     with download_bars() as progress:
-        return resolve_model(reference, layers=layers, progress=progress)
+        return resolve_model(reference, layers=layers, ends=ends, progress=progress)

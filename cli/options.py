@@ -66,11 +66,45 @@ class LoadFlags:
         ),
     ] = None
 
+    kv_dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="Of keys and values: auto, which is the model's own, int8 or fp8; either halves their memory.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto"
+    quantize: Annotated[
+        str,
+        typer.Option(
+            metavar="none|int8|int4",
+            help="Round the weights while loading: fewer bytes to read and to hold, at some loss.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "none"
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(
+            " /--no-cuda-graphs",
+            help="Do not capture decode steps on a GPU: a quicker start, slower answers.",
+            show_default=False,
+            rich_help_panel=_MODEL,
+        ),
+    ] = True
+
     def options(self) -> "LoadOptions":
         """The same for llama/load.py."""
         from ..llama.load import LoadOptions
 
-        return LoadOptions(self.device, self.dtype, self.max_context, self.template)
+        return LoadOptions(
+            self.device,
+            self.dtype,
+            self.max_context,
+            self.template,
+            kv_dtype=self.kv_dtype,
+            cuda_graphs=self.cuda_graphs,
+            quantize=self.quantize,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,16 @@ BytesDone = Callable[[int, int, str], None]  # bytes done, bytes in all, the fil
 
 def loading_bar(title: str) -> AbstractContextManager[PartsDone | None]:
     """A bar that counts parts and goes away when it is done."""
-    return _loading_bar(title) if _can_draw() else nullcontext(None)
+    return _loading_bar(title) if can_draw() else nullcontext(None)
 
 
 def download_bars() -> AbstractContextManager[BytesDone | None]:
     """A bar for each file, by bytes; they stay on the screen."""
-    return _download_bars() if _can_draw() else nullcontext(None)
+    return _download_bars() if can_draw() else nullcontext(None)
 
 
-def _can_draw() -> bool:
+def can_draw() -> bool:
+    """Whether stderr is a terminal on which something can move."""
     return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
 
 

@@ -34,6 +34,8 @@ def test_a_hub_id_that_cannot_be_fetched_is_named(hopformer_process: Hopformer) 
     [
         (("--device", "tpu"), ("--device", "tpu")),
         (("--dtype", "int3"), ("--dtype", "int3")),
+        (("--kv-dtype", "int3"), ("--kv-dtype", "int3")),
+        (("--quantize", "int3"), ("--quantize", "int3")),
         (("--max-context", "1"), ("--max-context",)),
         (("--max-context", "100000"), ("--max-context", "4096")),
         (("--temperature", "-1"), ("temperature", "-1")),

@@ -8,6 +8,7 @@ import pytest
 
 from hopformer.cli.answer import Answer, AnswerSettings, follow
 from hopformer.cli.options import StopFlags
+from hopformer.errors import NoRouteError
 from hopformer.llama.engine import Engine, Output, Request
 from hopformer.llama.runner import StepItem
 from hopformer.llama.sampling import SampledToken, SamplingParams
@@ -153,3 +154,19 @@ def test_requests_have_names_of_their_own_and_the_context_as_their_length() -> N
     first, second = unlimited.request((1,), 50), limited.request((1,), 50)
     assert first.request_id != second.request_id
     assert (first.max_tokens, second.max_tokens) == (50, 4)
+
+
+def test_an_answer_whose_layers_are_lost_keeps_what_there_is(engine: Engine, runner: Counting) -> None:
+    steps = runner.step
+
+    def step(items: Sequence[StepItem]) -> list[list[SampledToken]]:
+        if runner.num_steps == 3:
+            raise NoRouteError("layers 4:8 are served by nobody")
+        return steps(items)
+
+    runner.step = step  # type: ignore[method-assign]
+    shown: list[str] = []
+    answer = follow(engine, Request("a", [5, 6], 20), shown.append, never)
+    assert answer.token_ids == [7, 8, 9] and "".join(shown) == answer.text == "7.8.9."
+    assert answer.finish_reason == "aborted" and "4:8" in str(answer.error)
+    assert runner.opened == set() and not engine.has_work

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from hopformer.cli.interrupts import interrupt_noted, terminate_unwinds
+from hopformer.cli.interrupts import interrupt_noted, terminate_noted, terminate_unwinds
 
 
 def test_the_first_interrupt_is_noted_and_the_second_raises() -> None:
@@ -35,4 +35,14 @@ def test_termination_runs_what_cleans_up() -> None:
         finally:
             cleaned.append(True)
     assert caught.value.code == 143 and cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_first_termination_is_noted_and_the_second_ends() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with terminate_noted() as terminated:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert terminated()
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before

@@ -54,6 +54,10 @@ def test_a_sampling_flag_out_of_range_is_refused(flags: SamplingFlags) -> None:
 def test_load_flags_become_load_options() -> None:
     options = LoadFlags("cpu", "float32", 99, "chatml").options()
     assert (options.device, options.dtype, options.max_context, options.template) == ("cpu", "float32", 99, "chatml")
+    assert (options.kv_dtype, options.cuda_graphs) == ("auto", True)
+    options = LoadFlags(kv_dtype="int8", cuda_graphs=False).options()
+    assert (options.kv_dtype, options.cuda_graphs) == ("int8", False)
+    assert options.quantize == "none" and LoadFlags(quantize="int4").options().quantize == "int4"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""Flags of commands that are a node of the network, as dataclasses."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..errors import IdentityError, NetworkError, UsageError
+
+if TYPE_CHECKING:  # these bring torch along
+    from ..llama.load import LoadOptions
+    from ..net.identity import PeerId
+
+ANYBODY = "any"  # in place of a peer id after --allow
+
+_MODEL = "Model"
+_NETWORK = "Network"
+
+
+@dataclass(frozen=True, slots=True)
+class SpanFlags:
+    """How the layers that a node serves are loaded."""
+
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE", help="auto, which is a GPU or else the CPU, cpu, cuda or cuda:N.", rich_help_panel=_MODEL
+        ),
+    ] = "auto"
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="auto, which is the model's own, bfloat16, float16 or float32; that of everybody on a route.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto"
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens that a session may have; the model's limit, at most 8192, if not given.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    kv_dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="Of keys and values: auto, which is the model's own, int8 or fp8; either halves their memory.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto"
+    quantize: Annotated[
+        str,
+        typer.Option(
+            metavar="none|int8|int4",
+            help="Round the weights while loading: fewer bytes to read and to hold, at some loss.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "none"
+
+    def options(self) -> "LoadOptions":
+        """The same for llama/load_span.py."""
+        from ..llama.load import LoadOptions
+
+        return LoadOptions(self.device, self.dtype, self.max_context, kv_dtype=self.kv_dtype, quantize=self.quantize)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFlags:
+    """Who a node is, where it listens and whom it lets in."""
+
+    listen: Annotated[
+        list[str],
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where peers may connect, by UDP; port 0 is any that is free; may be repeated.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = field(default_factory=lambda: ["127.0.0.1:0"])
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The node's key, made on first use; hopformer/identity.pem in the user's config folder if not given.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    allow: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PEER",
+            help="A peer id that may connect, or any; may be repeated. Without it, whoever is on this machine may.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = field(default_factory=list)
+    wire_dtype: Annotated[
+        Literal["exact", "int8"],
+        typer.Option(
+            help="What activations may travel as: exact, or also int8, half the bytes at some loss, where a peer asks.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = "exact"
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Serve Prometheus /metrics and /healthz there.", rich_help_panel=_NETWORK
+        ),
+    ] = None
+
+    def allowed(self) -> "list[PeerId] | None":
+        """The peers that may connect; None is everybody.
+
+        Raises:
+            UsageError: an address or a peer id is none, or nobody was named and others than this machine could connect.
+        """
+        hosts = {addr: split_addr("--listen", addr)[0] for addr in self.listen}
+        if ANYBODY in self.allow:
+            return None
+        if self.allow:
+            return [_parse_peer(text) for text in self.allow]
+        opened = [addr for addr, host in hosts.items() if not _is_loopback(host)]
+        if opened:
+            raise UsageError(
+                f"--listen {opened[0]} can be reached by others; name the peers that may connect with --allow PEER, "
+                "or let everybody in with --allow any"
+            )
+        return None
+
+
+def split_addr(flag: str, addr: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT, which ``flag`` was given.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from ..net.udp import split_host_port
+
+    try:
+        return split_host_port(addr)
+    except NetworkError as error:
+        raise UsageError(f"{flag}: {error}") from error
+
+
+def _parse_peer(text: str) -> "PeerId":
+    from ..net.identity import PeerId
+
+    try:
+        return PeerId.parse(text)
+    except IdentityError as error:
+        raise UsageError(f"--allow: {error}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches what listens at ``host``."""
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,204 @@
+"""The nodes that compute for a command: this one alone, or a route over peers; and what is told of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import IdentityError, UsageError
+from ..llama.load import LoadedModel
+from .folders import config_folder
+from .loading import fetch, open_model
+from .options import LoadFlags
+from .peer_table_view import connecting_table, peer_lines
+from .progress import loading_bar
+from .route_flags import RouteFlags
+
+if TYPE_CHECKING:
+    from ..net.blocks_map import BlocksMap
+    from ..net.identity import Identity
+    from ..net.load_remote import RemoteModel
+
+CONNECT_S = 10.0  # a handshake over a relay, and its retries
+STATS_S = 1.5  # the network's process tells how connections do every second
+POLL_S = 0.25
+
+
+class Nodes(Protocol):
+    """Who computes."""
+
+    def route(self) -> list[dict[str, str]]:
+        """The route of the last answer, as ``generate --json`` prints it."""
+        ...
+
+    @property
+    def num_reroutes(self) -> int:
+        """How often a hop was replaced."""
+        ...
+
+    def heed(self, stopped: Callable[[], bool]) -> None:
+        """Ask ``stopped`` from now on whether somebody wants an answer to stop that waits for a peer."""
+        ...
+
+    def place(self, device: str) -> str:
+        """Where the layers run, for one line of text; ``device`` is this node's."""
+        ...
+
+    def describe(self) -> str:
+        """A table for people, of one line or more."""
+        ...
+
+    def connect(self, peer_id: str, addr: str) -> str:
+        """Reach a peer; returns how it went. Raises HopformerError: it cannot be tried."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """This machine, with all layers."""
+
+    num_layers: int
+    num_reroutes: int = 0
+
+    def route(self) -> list[dict[str, str]]:
+        """See Nodes."""
+        return [{"layers": f"0:{self.num_layers}", "peer": "local"}]
+
+    def heed(self, stopped: Callable[[], bool]) -> None:
+        """See Nodes; nothing waits here."""
+
+    def place(self, device: str) -> str:
+        """See Nodes."""
+        return f"on {device}"
+
+    def describe(self) -> str:
+        """See Nodes."""
+        return f"local 0:{self.num_layers}"
+
+    def connect(self, peer_id: str, addr: str) -> str:
+        """See Nodes."""
+        return f"this chat runs on this machine with all {self.num_layers} layers here; there is no peer to reach"
+
+
+class RemoteNodes:
+    """This machine and the peers of a BlocksMap."""
+
+    def __init__(self, remote: "RemoteModel") -> None:
+        self._remote = remote
+
+    @property
+    def num_reroutes(self) -> int:
+        """See Nodes."""
+        return self._remote.runner.num_reroutes
+
+    def route(self) -> list[dict[str, str]]:
+        """See Nodes."""
+        return [{"layers": str(hop.layers), "peer": str(hop.peer or "local")} for hop in self._remote.runner.route]
+
+    def heed(self, stopped: Callable[[], bool]) -> None:
+        """See Nodes."""
+        self._remote.runner.stopped = stopped
+
+    def place(self, device: str) -> str:
+        """See Nodes."""
+        num_ready = len(self._remote.node.peers.candidates(self._remote.node.switchboard.now()))
+        return f"over {num_ready} peer{'s' if num_ready != 1 else ''}"
+
+    def describe(self) -> str:
+        """See Nodes."""
+        node = self._remote.node
+        deadline = node.switchboard.now() + STATS_S
+        while any(entry.is_connected and entry.stats is None for entry in node.peers.entries.values()):
+            node.turn(POLL_S)
+            if node.switchboard.now() >= deadline:
+                break
+        return "\n".join(peer_lines(self._remote.node, self._remote.runner.route))
+
+    def connect(self, peer_id: str, addr: str) -> str:
+        """See Nodes."""
+        from ..net.blocks_map import is_address
+        from ..net.identity import PeerId
+
+        peer, node = PeerId.parse(peer_id), self._remote.node
+        if not is_address(addr):
+            raise UsageError(f"{addr} is not HOST:PORT")
+        if peer == node.switchboard.peer_id:
+            raise IdentityError(f"{peer} is this node itself")
+        node.peers.add(peer, (addr,))
+        entry, deadline = node.peers.entries[peer], node.switchboard.now() + CONNECT_S
+        while node.switchboard.now() < deadline and not (entry.layers is not None or entry.failure):
+            node.turn(POLL_S)
+        if entry.layers is None:
+            return f"{peer} is not reached: {entry.problem or entry.failure}"
+        return (
+            f"{peer} is connected, and is not used: {entry.problem}"
+            if entry.problem
+            else (f"{peer} is connected, and serves layers {entry.layers}")
+        )
+
+
+@contextmanager
+def open_nodes(reference: str, load: LoadFlags, routes: RouteFlags) -> Iterator[tuple[LoadedModel, float, Nodes]]:
+    """A model that is ready to answer, the seconds that it took to load, and who computes; given back at the end.
+
+    Raises:
+        HopformerError: it cannot be loaded, or its layers are served by nobody.
+    """
+    routes.check()
+    if routes.blocks_map is None:
+        model, load_s = open_model(reference, load.options())
+        yield model, load_s, LocalNode(model.config.num_layers)
+        return
+    import time
+
+    from ..net.blocks_map import load_blocks_map
+    from ..net.load_remote import Routing, load_remote
+    from ..net.messages import Codec
+    from ..net.network_process import ProcessSwitchboard
+
+    blocks_map = load_blocks_map(routes.blocks_map)
+    folder = fetch(reference, _own_layers(blocks_map), ends=True)
+    start = time.perf_counter()
+    switchboard = ProcessSwitchboard.start(_identity(routes, blocks_map), _listen(blocks_map), allow=())
+    try:
+        codec = Codec.INT8 if routes.wire_dtype == "int8" else Codec.EXACT
+        routing = Routing(blocks_map, routes.reroute_timeout, codec)
+        with loading_bar(f"loading {reference}") as progress:
+            remote = load_remote(folder, load.options(), routing, switchboard, progress)
+        with connecting_table(remote.node) as show:
+            remote.runner.connect(show)
+        yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
+        remote.runner.close()
+    finally:
+        switchboard.close()
+
+
+def _own_layers(blocks_map: "BlocksMap") -> tuple[int, int]:
+    """The layers from the first to the last that this node runs."""
+    from ..errors import BlocksMapError
+
+    try:
+        own = blocks_map.spans().get(None, [])
+    except (BlocksMapError, IdentityError):
+        own = []  # the map has faults, which are told once the model's number of layers is known
+    return (own[0].start, own[-1].end) if own else (0, 0)
+
+
+def _identity(routes: RouteFlags, blocks_map: "BlocksMap") -> "Identity":
+    """Who this node is: a stranger where the map has its own key's id for a peer, as that of a node on this machine."""
+    from ..net.identity import Identity
+
+    found = Identity.load_or_create(routes.identity or config_folder() / "identity.pem")
+    if str(found.peer_id) not in {peer.peer_id.lower() for peer in blocks_map.peers}:
+        return found
+    if routes.identity is not None:
+        raise UsageError(f"--identity {routes.identity} is the key of a peer in the map; a caller has another")
+    return Identity.generate()
+
+
+def _listen(blocks_map: "BlocksMap") -> Sequence[str]:
+    """Where to send from: this machine alone if all peers are on it, else any address of each family that is needed."""
+    hosts = {addr.rpartition(":")[0] for peer in blocks_map.peers for addr in peer.addrs}
+    if all(host.startswith("127.") or host == "localhost" for host in hosts):
+        return ("127.0.0.1:0",)
+    return ("0.0.0.0:0", "[::]:0") if any(host.startswith("[") for host in hosts) else ("0.0.0.0:0",)

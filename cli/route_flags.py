@@ -1,0 +1,63 @@
+"""Flags of commands that may compute over peers, as a dataclass."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..errors import UsageError
+
+DEFAULT_REROUTE_TIMEOUT_S = 30.0  # a node that is started again needs some ten seconds to read a large model's layers
+
+_NETWORK = "Network"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteFlags:
+    """Who runs the layers."""
+
+    blocks_map: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Which peer runs which layers; without it, all run here. hopformer map makes one.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    reroute_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="S",
+            help="Seconds to look for a peer in place of one that was lost, before an answer ends.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = DEFAULT_REROUTE_TIMEOUT_S
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --blocks-map: this node's key; hopformer/identity.pem in the user's config folder if not given.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+
+    wire_dtype: Annotated[
+        Literal["exact", "int8"],
+        typer.Option(
+            help="What activations travel as: exact, or int8, half the bytes at some loss, if all peers take it.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = "exact"
+
+    def check(self) -> None:
+        """Refuse what cannot mean anything, before a model is loaded for it.
+
+        Raises:
+            UsageError: a value is out of its range, or a flag without the one that it belongs to.
+        """
+        if not 0 < self.reroute_timeout <= 86400:
+            raise UsageError(f"--reroute-timeout is {self.reroute_timeout:g}; it must be above 0, and at most a day")
+        idle = "--identity" if self.identity is not None else "--wire-dtype" if self.wire_dtype != "exact" else None
+        if idle is not None and self.blocks_map is None:
+            raise UsageError(f"{idle} changes nothing where all layers run here; pass --blocks-map too")
