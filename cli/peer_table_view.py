@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from ..net.peer_table import PeerEntry
     from ..net.pipeline import RouteHop
 
-_COLUMNS = ("", "peer", "layers", "address", "RTT", "step", "queue", "sent", "received", "state")
+_COLUMNS = ("", "peer", "layers", "address", "RTT", "step", "queue", "out/in", "state")
 _KIB = 1024
+_ID_CHARACTERS = 10  # of a peer id's 40, so that a line fits a terminal; two peers of a map never share them
 
 
 def peer_lines(node: "CallerNode", route: Sequence["RouteHop"]) -> list[str]:
@@ -49,24 +50,21 @@ def _rows(node: "CallerNode", route: Sequence["RouteHop"]) -> Iterator[tuple[str
     used = {hop.peer: hop.layers for hop in route}
     if None in used:
         local = ", ".join(str(hop.layers) for hop in route if hop.peer is None)
-        yield ("*", "local", local, "", "", "", "", "", "", "here")
+        yield ("*", "local", local, "", "", "", "", "", "here")
     for peer, entry in node.peers.entries.items():
         stats = entry.stats if entry.is_connected else None
         layers = used.get(peer) or entry.layers or entry.listed
         step_s = None if entry.layer_s is None or not layers else entry.layer_s * len(layers)
         yield (
             "*" if peer in used else "",
-            str(peer),
+            f"{str(peer)[:_ID_CHARACTERS]}..",
             str(layers or ""),
             stats.addr if stats else ", ".join(entry.addrs),
             f"{stats.rtt_s * 1000:.1f} ms" if stats else "",
             "" if step_s is None else f"{step_s * 1000:.1f} ms",
             f"{entry.queue_s * 1000:.1f} ms" if entry.num_steps else "",
-            f"{stats.sent_bytes / _KIB:.0f} KiB" if stats else "",
-            f"{stats.received_bytes / _KIB:.0f} KiB" if stats else "",
-            "connecting"
-            if entry.dialled_at is not None
-            else entry.problem or ("leaving" if entry.is_leaving else "ready"),
+            f"{stats.sent_bytes / _KIB:.0f}/{stats.received_bytes / _KIB:.0f} KiB" if stats else "",
+            _state(entry),
         )
 
 

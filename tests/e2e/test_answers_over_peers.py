@@ -183,9 +183,9 @@ def test_chat_names_its_peers_and_reaches_others(nodes: Nodes) -> None:
     lines = ["What is 2 plus 3?", "peers", f"connect {other.peer_id} {address}", "connect abc 127.0.0.1:1", "peers"]
     out, err = chat.communicate("\n".join(lines) + "\n", timeout=120)
     assert (chat.returncode, err.count("\nhopformer:")) == (0, 1) and out == "2 plus 3 is 5.\n"
-    assert err.count(f"*  {first.peer_id}  0:4") == 2 and err.count(f"*  {last.peer_id}  4:8") == 2
+    assert err.count(f"*  {first.peer_id[:10]}..  0:4") == 2 and err.count(f"*  {last.peer_id[:10]}..  4:8") == 2
     assert f"{other.peer_id} is connected, and serves layers 4:8" in err
-    assert "'abc' is no peer id" in err and err.count(other.peer_id) == 2
+    assert "'abc' is no peer id" in err and err.count(other.peer_id[:10]) == 2
 
 
 def test_a_map_that_does_not_fit_is_refused(nodes: Nodes) -> None:
