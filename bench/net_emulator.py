@@ -4,7 +4,7 @@ Run as ``python -m hopformer.bench.net_emulator HOST:PORT LINK``, LINK as ``Emul
 HOST:PORT where it stands for the other end, and ends when its standard input does. It needs no rights: two UDP sockets
 and a clock. The same seed loses the same datagrams by their count, and delays them by the same times.
 
-What it cannot do: be faster than Python forwards, some 60,000 datagrams a second in all.
+What it cannot do: forward faster than one Python process does.
 """
 
 import heapq

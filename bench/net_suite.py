@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]  # parts done, parts in all
 
 @dataclass(frozen=True, slots=True)
 class NetEffort:
-    """How much is measured. This one takes about three minutes on two cores."""
+    """How much is measured. This one takes two to three minutes on two cores."""
 
     hop: HopEffort = field(
         default_factory=lambda: HopEffort(

@@ -195,7 +195,7 @@ def kernels(names: KernelNames = None, *, flags: KernelFlags, rows: RowFlags) ->
 def net(*, flags: NetFlags, rows: RowFlags) -> int:
     """One hop beside aioquic's own API and TCP with TLS, the same over emulated links, and decode over several hops.
 
-    Everything is on 127.0.0.1 and needs no rights. It takes about three minutes on two cores; with --quick, one.
+    Everything is on 127.0.0.1 and needs no rights. It takes two to three minutes on two cores; with --quick, one.
     """
     from ..bench.net_suite import NetPlan, bench_net
     from ..bench.net_table import describe, rich_tables
