@@ -185,9 +185,8 @@ def _product_faults(row: AotRow) -> Iterator[str]:
 
 
 def _prepare_process() -> None:
-    """Before Triton is imported: no interpreter, and multiply-add as one, which is Triton's default and warned of."""
+    """Before Triton is imported: no interpreter."""
     os.environ.pop("TRITON_INTERPRET", None)
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     warnings.simplefilter("ignore")
 
 

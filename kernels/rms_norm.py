@@ -126,6 +126,7 @@ def _launch(
         HAS_RESIDUAL=residual is not None,
         BLOCK=block,
         num_warps=min(16, max(1, block // 512)),
+        enable_fp_fusion=True,
     )
 
 

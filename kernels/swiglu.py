@@ -39,7 +39,8 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     y = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device)
     if y.numel():
         grid = (rows, -(-size // _BLOCK))
-        _swiglu_kernel[grid](gate_up, y, size, gate_up.stride(0), LOG2_E=_LOG2_E, BLOCK=_BLOCK, num_warps=4)
+        block = {"BLOCK": _BLOCK, "num_warps": 4, "enable_fp_fusion": True}
+        _swiglu_kernel[grid](gate_up, y, size, gate_up.stride(0), LOG2_E=_LOG2_E, **block)
     return y
 
 

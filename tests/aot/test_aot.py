@@ -20,12 +20,6 @@ def proof() -> AotPart:
     return prove()
 
 
-@pytest.fixture(autouse=True)
-def _quiet_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's default, said aloud, so that it does not warn of it."""
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-
-
 def test_every_row_of_every_table_compiles_and_passes_every_check(proof: AotPart) -> None:
     assert proof.faults == []
 

@@ -143,7 +143,12 @@ def test_an_answer_survives_its_hop(nodes: Nodes, number: signal.Signals) -> Non
     spare = nodes.serve("spare", "4:8", port)
     found = finished(answer)
     assert found["token_ids"] == expected["token_ids"]
-    assert found["reroutes"] >= 1 and found["route"][1] == {"layers": "4:8", "peer": spare.peer_id}
+    served_by = found["route"][1]["peer"]
+    if number == signal.SIGTERM:  # a node that drains lets an answer end where a fast machine ends it in time
+        assert struck.process.wait(timeout=30) == 0
+        assert served_by == (spare.peer_id if found["reroutes"] else struck.peer_id)
+    else:
+        assert found["reroutes"] >= 1 and served_by == spare.peer_id
 
 
 def test_without_a_route_the_answer_so_far_is_kept_and_the_layers_are_named(nodes: Nodes) -> None:
