@@ -15,6 +15,7 @@ query by itself, over parts of INVARIANT_PART keys at fixed places, so that noth
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,13 @@ def paged_attention_cpu(
     q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scoring: Scoring, out: torch.Tensor | None
 ) -> torch.Tensor:
     """The PyTorch path of `paged_attention`, whose arguments these are; already checked."""
-    layer = _Layer(q, pages, scoring)
     window = scoring.sliding_window
+    if q.shape[0] == 1 and out is None and not (pages.is_narrow or scoring.softcap or plan.batch_invariant):
+        geometry = (pages.k.shape, pages.k.stride(), pages.v.stride())
+        run = plan.schedule(("cpu run", window, geometry), lambda: _find_run(pages, plan, window))
+        if run is not None:
+            return run.attend(q, pages, scoring.softmax_scale)
+    layer = _Layer(q, pages, scoring)
     schedule = plan.schedule(("cpu", window, layer.is_flat), lambda: build_cpu_schedule(plan, window, layer.is_flat))
     schedule.check_fits(q.shape[0], pages.k.shape[0])
     if out is None:
@@ -48,6 +54,45 @@ def paged_attention_cpu(
     else:
         layer.run(schedule, out, plan)
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The keys of a step's only query where they are views: what is the same in all layers whose pages lie alike.
+
+    A step of one token runs this once a layer, and the Python around the products costs as much as these.
+    """
+
+    size: tuple[int, int, int, int]  # (K, 1, N, D), of the views of k and v
+    k_strides: tuple[int, int, int, int]
+    v_strides: tuple[int, int, int, int]
+    first_slot: int
+
+    def attend(self, q: torch.Tensor, pages: LayerPages, scale: float) -> torch.Tensor:
+        """q [1, H, D] -> [1, H, D]."""
+        k, v, (num_kv_heads, _, _, head_dim) = pages.k, pages.v, self.size
+        k_strides, v_strides = self.k_strides, self.v_strides
+        k = k.as_strided(self.size, k_strides, k.storage_offset() + self.first_slot * k_strides[2])  # [K, 1, N, D]
+        v = v.as_strided(self.size, v_strides, v.storage_offset() + self.first_slot * v_strides[2])
+        grouped = q.view(num_kv_heads, 1, -1, head_dim)  # [K, 1, G, D]
+        return F.scaled_dot_product_attention(grouped, k, v, scale=scale).view(q.shape)
+
+
+def _find_run(pages: LayerPages, plan: AttentionPlan, window: int) -> _Run | None:
+    """The step's single query over one run of slots, if that is what it is and the pool makes views of it."""
+    k, v = pages.k, pages.v
+    page_size = k.shape[2]
+    if any(tensor.stride(0) != page_size * tensor.stride(2) for tensor in (k, v)):
+        return None
+    schedule = plan.schedule(("cpu", window, True), lambda: build_cpu_schedule(plan, window, True))
+    schedule.check_fits(1, k.shape[0])
+    if not schedule.sequences:
+        return None
+    work = schedule.sequences[0]
+    if work.slots is not None or (k.dtype == torch.float32 and work.num_keys > LONG_KEYS):
+        return None
+    strides = [(t.stride(1), 0, t.stride(2), t.stride(3)) for t in (k, v)]
+    return _Run((k.shape[1], 1, work.num_keys, k.shape[3]), strides[0], strides[1], work.first_slot)
 
 
 class _Layer:

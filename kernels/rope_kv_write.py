@@ -16,6 +16,8 @@ from 0 than the largest fp8, rounded. A scale a row has a quarter of e4m3's erro
 Su et al., "RoFormer", arXiv 2104.09864. The page layout is defined in docs/kv-layout.md.
 """
 
+from functools import cache
+
 import torch
 
 from ..errors import KernelError
@@ -72,6 +74,8 @@ def _rope_and_write_kv_torch(
     num_kv_heads, head_dim = pages.k.shape[1], pages.k.shape[3]
     num_tokens, half = qkv.shape[0], head_dim // 2
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    if num_tokens == 1 and not pages.is_narrow:
+        return _rope_and_write_row(qkv, cos, sin, int(slots), pages)
     heads = qkv.view(num_tokens, -1, 2, half)
     x = heads.narrow(1, 0, num_heads + num_kv_heads).float()  # [T, H + K, 2, D/2]
     y = x * cos.view(num_tokens, 1, 1, half)
@@ -91,6 +95,35 @@ def _rope_and_write_kv_torch(
             target = target.view(torch.uint8)  # torch does not index fp8
         _write_slots(target, slots, rows)
     return q.to(qkv.dtype)
+
+
+def _rope_and_write_row(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, slot: int, pages: LayerPages
+) -> torch.Tensor:
+    """The same for one token and pages of qkv's dtype, in half the calls: both halves are rotated at once."""
+    _, num_kv_heads, page_size, head_dim = pages.k.shape
+    half = head_dim // 2
+    num_rotated = qkv.shape[1] // head_dim - num_kv_heads  # H + K
+    start = qkv.storage_offset()
+    x = qkv.as_strided((num_rotated, 2, half), (head_dim, half, 1), start).float()  # [H + K, 2, D/2]
+    y = (x * cos).addcmul_(x.flip(1), sin * _signs())
+    num_heads = num_rotated - num_kv_heads
+    if slot >= 0:
+        page, offset = divmod(slot, page_size)
+        size, strides = (num_kv_heads, head_dim), (head_dim, 1)
+        k = y.as_strided(size, strides, num_heads * head_dim)  # [K, D]
+        v = qkv.as_strided(size, strides, start + num_rotated * head_dim)
+        for rows, target in ((k, pages.k), (v, pages.v)):
+            stride_p, stride_h, stride_s, _ = target.stride()
+            at = target.storage_offset() + page * stride_p + offset * stride_s
+            target.as_strided(size, (stride_h, 1), at).copy_(rows)
+    return y.as_strided((1, num_heads, head_dim), (num_heads * head_dim, head_dim, 1)).to(qkv.dtype)
+
+
+@cache
+def _signs() -> torch.Tensor:
+    """[2, 1] f32: of the sine in the first half of a rotated vector and in the second."""
+    return torch.tensor([[-1.0], [1.0]])
 
 
 def _to_int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
