@@ -265,14 +265,14 @@ class Carrier:
             self._loop.remove_writer(socket.fileno())
 
     def _arm(self, connection: Connection) -> None:
-        """Set the timer, unless one goes off before: that will see, and it is cheaper than one for each datagram."""
+        """Set the timer."""
         soonest = min(
             connection.link.next_deadline(),
             connection.path.next_deadline(),
             float("inf") if connection.link.is_open else connection.began + HANDSHAKE_S,
         )
         if connection.timer is not None:
-            if connection.timer.when() <= soonest:
+            if connection.timer.when() == soonest:
                 return
             connection.timer.cancel()
         connection.timer = self._loop.call_at(soonest, self._on_timer, connection)

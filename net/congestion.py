@@ -16,7 +16,7 @@ NAME = "hopformer"  # in aioquic's registry of congestion controls
 
 SHORT_PATH_RTT_S = 0.010  # below it two peers are taken to be neighbours; of that a handshake computes 5 ms itself
 MIN_WINDOW_BYTES = 128 << 10  # 16 steps of 8 KiB, sent without having asked the path
-SHORT_PATH_MIN_WINDOW_BYTES = 512 << 10  # there acknowledgements wait longer (2 ms) than packets travel
+SHORT_PATH_MIN_WINDOW_BYTES = 512 << 10  # there acknowledgements wait longer (5 ms) than packets travel
 SHORT_PATH_WINDOW_BYTES = 1 << 20  # a quarter of the 4 MiB socket buffer that endpoint.py asks for
 LONG_PATH_WINDOW_BYTES = 4 << 20  # 40 MiB/s at 100 ms, more than Python sends
 

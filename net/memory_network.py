@@ -9,7 +9,7 @@ so a run that fails fails again.
 import heapq
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .identity import PeerId
@@ -208,6 +208,11 @@ class MemorySwitchboard:
     def send(self, peer: PeerId, message: Message) -> None:
         """See Switchboard."""
         self._network.send(self._peer, peer, message)
+
+    def send_all(self, messages: Iterable[tuple[PeerId, Message]]) -> None:
+        """See Switchboard."""
+        for peer, message in messages:
+            self.send(peer, message)
 
     def poll(self, timeout_s: float | None) -> list[Event]:
         """See Switchboard; while it waits, the rest of the world goes on."""

@@ -50,6 +50,7 @@ class NetworkProcess:
         self._pipe = pipe
         self._loop = asyncio.get_running_loop()
         self._reader = RecordReader()
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._unwritten: deque[memoryview] = deque()
         self._unwritten_bytes = 0
         self._endpoint: Endpoint | None = None
@@ -72,14 +73,14 @@ class NetworkProcess:
 
     def _on_readable(self) -> None:
         try:
-            data = self._pipe.recv(READ_BYTES)
+            num_bytes = self._pipe.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            num_bytes = 0
+        if num_bytes == 0:
             self._is_over.set()
-        for record in self._reader.feed(data):
+        for record in self._reader.feed(self._buffer[:num_bytes]):
             self._obey(record)
 
     def _obey(self, record: Record) -> None:
@@ -115,17 +116,20 @@ class NetworkProcess:
             self._write(pack_message(event.peer, event.message))
 
     def _write(self, parts: tuple[Part, ...]) -> None:
-        """Write at once what the pipe takes; the rest when it takes more."""
-        waits = bool(self._unwritten)
+        """Write it when the loop's turn is over: what is told together wakes the model's process once."""
+        if not self._unwritten:
+            self._loop.call_soon(self._flush)
         for part in parts:
             self._unwritten.append(memoryview(part))
             self._unwritten_bytes += len(part)
-        if not waits:
-            self._on_writable()
-            if self._unwritten:
-                self._loop.add_writer(self._pipe.fileno(), self._on_writable)
         if self._endpoint is not None and self._unwritten_bytes > HOLD_BYTES:
             self._endpoint.hold(True)
+
+    def _flush(self) -> None:
+        """Write what the pipe takes; the rest when it takes more."""
+        self._on_writable()
+        if self._unwritten:
+            self._loop.add_writer(self._pipe.fileno(), self._on_writable)
 
     def _on_writable(self) -> None:
         unwritten = self._unwritten

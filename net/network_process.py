@@ -23,6 +23,7 @@ START_S = 30.0  # Python and its imports take 0.5 s; a loaded machine ten times 
 STOP_S = 2.0  # the child sends a datagram to each peer, and ends
 SEND_S = 30.0  # the child reads at every turn; where it has not for so long, it hangs
 READ_BYTES = 1 << 20
+_MAX_PARTS = 64  # in one write: of some twenty messages, and far below what the kernel takes
 PIPE_BUFFER_BYTES = 4 << 20  # asked for, see network_child.py
 DEFAULT_MAX_DATAGRAM_BYTES = 8900  # paths.SITE_DATAGRAM_BYTES, which would import QUIC
 _CHILD = "hopformer.net.network_child"
@@ -40,6 +41,7 @@ class ProcessSwitchboard:
         self._pipe = pipe
         self._child = child
         self._reader = RecordReader()
+        self._buffer = memoryview(bytearray(READ_BYTES))  # a fresh one for each read costs more than the read
         self._events: list[Event] = []
         self._stats: dict[PeerId, PeerStats] = {}
         self._addrs: tuple[str, ...] | None = None
@@ -75,7 +77,7 @@ class ProcessSwitchboard:
             except OSError as error:
                 ours.close()
                 raise NetworkError(f"the network's process cannot be started: {error.strerror}") from error
-        ours.settimeout(SEND_S)
+        ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BUFFER_BYTES)
         switchboard = cls(identity.peer_id, ours, child)
         digests = None if allow is None else tuple(peer.digest for peer in allow)
@@ -119,17 +121,22 @@ class ProcessSwitchboard:
         """See Switchboard. Raises WireError: the message is beyond the wire's limits."""
         self._write(pack_message(peer, message))
 
+    def send_all(self, messages: Iterable[tuple[PeerId, Message]]) -> None:
+        """See Switchboard. Raises WireError: a message is beyond the wire's limits."""
+        self._write([part for peer, message in messages for part in pack_message(peer, message)])
+
     def poll(self, timeout_s: float | None) -> list[Event]:
         """See Switchboard. Raises NetworkError: the network's process has ended."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._read(0)
+        self._read()
         while not self._events:
             if self._end is not None:
                 raise NetworkError(self._end)
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 break
-            self._read(left)
+            self._wait(left)
+            self._read()
         events, self._events = self._events, []
         return events
 
@@ -157,37 +164,46 @@ class ProcessSwitchboard:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise NetworkError(f"the network's process is not ready after {START_S:.0f} s")
-            self._read(left)
+            self._wait(left)
+            self._read()
             if self._end is not None:
                 raise NetworkError(self._end)
 
-    def _write(self, parts: tuple[Part, ...]) -> None:
+    def _write(self, parts: Sequence[Part]) -> None:
         """All of it. That the child has ended is told by ``poll``."""
         left = [memoryview(part) for part in parts]
-        try:
-            while left:
-                num_bytes = self._pipe.sendmsg(left)
-                while left and num_bytes >= len(left[0]):
-                    num_bytes -= len(left.pop(0))
-                if num_bytes:
-                    left[0] = left[0][num_bytes:]
-        except TimeoutError as error:
-            self._child.kill()
-            raise NetworkError(f"the network's process reads nothing for {SEND_S:.0f} s and was ended") from error
-        except OSError:
-            return
+        while left:
+            try:
+                num_bytes = self._pipe.sendmsg(left[:_MAX_PARTS])
+            except BlockingIOError:
+                if select.select([], [self._pipe], [], SEND_S)[1]:
+                    continue
+                self._child.kill()
+                raise NetworkError(f"the network's process reads nothing for {SEND_S:.0f} s and was ended") from None
+            except OSError:
+                return
+            while left and num_bytes >= len(left[0]):
+                num_bytes -= len(left.pop(0))
+            if num_bytes:
+                left[0] = left[0][num_bytes:]
 
-    def _read(self, timeout_s: float | None) -> None:
-        """Wait for something from the child, and take it."""
-        if self._end is not None or not select.select([self._pipe], [], [], timeout_s)[0]:
+    def _wait(self, timeout_s: float | None) -> None:
+        """For something from the child."""
+        select.select([self._pipe], [], [], timeout_s)
+
+    def _read(self) -> None:
+        """Take what the child has said."""
+        if self._end is not None:
             return
         try:
-            data = self._pipe.recv(READ_BYTES)
+            num_bytes = self._pipe.recv_into(self._buffer)
+        except BlockingIOError:
+            return
         except OSError:
-            data = b""
-        if not data:
+            num_bytes = 0
+        if num_bytes == 0:
             self._end = f"the network's process has ended{self._exit_status()}; start the node again"
-        for record in self._reader.feed(data):
+        for record in self._reader.feed(self._buffer[:num_bytes]):
             self._take(record)
 
     def _take(self, record: Record) -> None:

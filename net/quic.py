@@ -8,7 +8,8 @@ and pyproject.toml pins the versions that have them. What it changes, and why:
 - no session tickets and no 0-RTT: a resumed session would carry no keys, and early data can be replayed;
 - loss is declared later on a path that was seen to reorder (RFC 9002, section 6.1.1);
 - no pacer: its timers cost more than a step takes, and the window is what the path holds;
-- an acknowledgement waits 2 ms at most, and the other side counts on it;
+- an acknowledgement goes with whatever is sent, where aioquic lets both leave apart, and waits 5 ms at most, on which
+  the other side counts;
 - the receive window slides over what was taken out, where aioquic doubles it whether anybody reads or not.
 
 Not here: sockets, addresses, what is sent.
@@ -31,7 +32,7 @@ from aioquic.quic.recovery import (
     QuicPacketRecovery,
     QuicPacketSpace,
 )
-from aioquic.tls import CipherSuite
+from aioquic.tls import CipherSuite, Epoch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -44,6 +45,7 @@ PRIVATE_NAMES = (
     "_is_client",
     "_local_max_data",
     "_loss",
+    "_spaces",
     "_ack_delay",
     "_close_event",
     "_max_datagram_size",
@@ -67,8 +69,8 @@ VIRTUAL_ADDR = ("fd00::686f:7066", 4711)  # every connection's peer, as aioquic 
 CONNECTION_ID_BYTES = 8
 MIN_DATAGRAM_BYTES = 1200  # RFC 9000, section 14: every path carries them
 IDLE_TIMEOUT_S = 15.0  # three of link.py's rare pings; a backstop, as link.py notices earlier
-ACK_DELAY_S = 0.002  # an answer to a step usually takes longer, and then carries it
-PEER_ACK_DELAY_S = 0.010  # what the other side is granted: its own 2 ms, and a scheduler's time slice
+ACK_DELAY_S = 0.005  # what is sent before carries it: the answer to a step of a small span, or a credit
+PEER_ACK_DELAY_S = 0.010  # what the other side is granted: its own 5 ms, and a scheduler's time slice
 INITIAL_RTT_S = 0.1  # of a path that was never measured; the first resent Initial leaves after twice this
 RECEIVE_WINDOW_BYTES = 8 << 20  # twice what congestion.py lets be under way
 _MAX_PACKET_THRESHOLD = 128  # packets that may overtake one: about what 5 ms of reordering holds at 40 MiB/s
@@ -154,6 +156,13 @@ class MutualQuic(QuicConnection):
     def max_datagram_bytes(self, value: int) -> None:
         assert MIN_DATAGRAM_BYTES <= value <= 16_000
         self._max_datagram_size = value
+
+    def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:
+        """See QuicConnection; an acknowledgement that waits goes along."""
+        super().send_stream_data(stream_id, data, end_stream)
+        space = self._spaces[Epoch.ONE_RTT]
+        if space.ack_at is not None:
+            space.ack_at = 0.0
 
     def take_consumed(self, num_bytes: int) -> None:
         """Open the receive window for as much as was read."""

@@ -138,6 +138,7 @@ class RemoteRunner:
             flow.token_ids.extend(item.token_ids)
             self._pipeline.feed(flow, item.num_samples)
         try:
+            self._turn(0.0)
             while not all(self._is_done(item) for item in items):
                 self._turn(LONGEST_WAIT_S)
                 if self._is_in_trouble and self.stopped():
@@ -146,7 +147,6 @@ class RemoteRunner:
             for item in items:
                 self.rollback(item.sequence_id, item.position)
             raise
-        self._turn(0.0)
         hidden = [row for item in items for row in self._take_rows(item)]  # [E] each
         if not hidden:
             return [[] for _ in items]

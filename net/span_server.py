@@ -16,7 +16,8 @@ from ..llama.runner import SpanRunner
 from .activations import TORCH_DTYPES, pack, unpack_into
 from .hop_outputs import Dial, ReadyStep, Release, Send, Timing, Truncate
 from .hop_sessions import HopSessions
-from .messages import Reason, Refuse, SessionKey
+from .identity import PeerId
+from .messages import Message, Reason, Refuse, SessionKey
 from .metrics import NodeMetrics
 from .switchboard import Event, PeerDown, PeerUp, Received, Switchboard
 
@@ -95,12 +96,13 @@ class SpanServer:
 
     def _carry_out(self) -> None:
         sequences = self._runner.sequences
+        messages: list[tuple[PeerId, Message]] = []
         for output in self.sessions.take_outputs():
             match output:
                 case Send(peer, message):
                     if isinstance(message, Refuse):
                         self._note_refusal(message)
-                    self._switchboard.send(peer, message)
+                    messages.append((peer, message))
                 case Dial(peer, addrs):
                     self._switchboard.dial(peer, addrs)
                 case Truncate(sequence_id, length):
@@ -108,6 +110,8 @@ class SpanServer:
                 case Release(sequence_id):
                     if sequence_id in sequences:
                         sequences.release(sequence_id)
+        if messages:
+            self._switchboard.send_all(messages)
 
     def _note_refusal(self, message: Refuse) -> None:
         """Into the figures and the log; a message to a session that is gone may come with every token."""
@@ -127,12 +131,13 @@ class SpanServer:
             self._carry_out()
             return
         timing = Timing(started, self._switchboard.now(), len(batch))
-        self._metrics.batch_size.observe(len(batch))
         with self._metrics.stage("send"):
             for ready, payload in zip(batch, rows, strict=True):
                 self.sessions.finish(ready, payload, timing)
-                self._count(ready, started)
             self._carry_out()
+        self._metrics.batch_size.observe(len(batch))  # now that the rows are on their way
+        for ready in batch:
+            self._count(ready, started)
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[ReadyStep]) -> list[bytes]:

@@ -5,7 +5,7 @@ loss, death and a clock of its own (memory_network.py). Sessions, routes and fai
 know nothing of sockets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,6 +80,10 @@ class Switchboard(Protocol):
 
     def send(self, peer: PeerId, message: Message) -> None:
         """Queue a message. To a peer that is not connected it is lost, which PeerDown has told or will."""
+        ...
+
+    def send_all(self, messages: Iterable[tuple[PeerId, Message]]) -> None:
+        """``send`` each of them, as one: the network is woken once."""
         ...
 
     def poll(self, timeout_s: float | None) -> list[Event]:

@@ -47,6 +47,8 @@ PROMPT = [5, 17, 3, 44, 44, 9, 28]
 LONG_PROMPT = [(7 * index + 3) % VOCAB_SIZE for index in range(300)]  # three chunks
 
 CALLER = PeerId(bytes(22))
+OTHER_CALLER = PeerId(bytes([77]) * 22)
+LEASE_S = 600
 
 Answers = dict[str, list[int]]
 
@@ -102,7 +104,8 @@ class Tapped:
     def __init__(self, inner: MemorySwitchboard, heard: Callable[[int], None]) -> None:
         self._inner, self._heard = inner, heard
         self.num_steps = 0
-        self.send, self.dial, self.now, self.stats = inner.send, inner.dial, inner.now, inner.stats
+        self.send, self.send_all, self.dial = inner.send, inner.send_all, inner.dial
+        self.now, self.stats = inner.now, inner.stats
         self.peer_id, self.addrs, self.close = inner.peer_id, inner.addrs, inner.close
 
     def poll(self, timeout_s: float | None) -> list[Event]:
@@ -132,6 +135,7 @@ class World:
     servers: dict[PeerId, SpanServer] = field(default_factory=dict)
     watch: Callable[[PeerId, int], None] = lambda who, num_steps: None
     peers: PeerTable = field(init=False)
+    node: CallerNode = field(init=False)
 
     def serve(self, who: PeerId, layers: str) -> PeerId:
         """Start a hop, or start it again after its death."""
@@ -147,13 +151,13 @@ class World:
         self.network.attach(who, lambda: server.turn(0.0))
         return who
 
-    def runner(self, codec: Codec = Codec.EXACT) -> RemoteRunner:
-        """The caller, connected."""
-        switchboard = self.network.join(CALLER)
+    def runner(self, codec: Codec = Codec.EXACT, caller: PeerId = CALLER) -> RemoteRunner:
+        """A caller, connected."""
+        switchboard = self.network.join(caller)
         self.peers = PeerTable(Wanted(FINGERPRINT, NUM_LAYERS, Dtype.FLOAT32, WIDTH, codec), self.listed, {})
         layout = RowLayout(Dtype.FLOAT32, codec, WIDTH)
-        node = CallerNode(switchboard, self.peers, layout, first_number=1)
-        terms = Terms(FINGERPRINT, Dtype.FLOAT32, codec, MAX_CONTEXT, 600, REROUTE_TIMEOUT_S)
+        self.node = node = CallerNode(switchboard, self.peers, layout, first_number=1)
+        terms = Terms(FINGERPRINT, Dtype.FLOAT32, codec, MAX_CONTEXT, LEASE_S, REROUTE_TIMEOUT_S)
         model = self.model
         assert model.embed is not None and model.head is not None
         part = CallerPart(model.config, model.dtype, model.device, model.embed, model.head, tuple(self.local))
@@ -512,6 +516,49 @@ def test_a_conversation_goes_on_in_the_same_session(world: World, model: Model) 
     assert answers(runner, [other]) == expected(model, other)
     runner.close()
     runner.check_integrity()
+
+
+@pytest.mark.parametrize("taken", [("0:3",), ("3:8",), ("0:3", "3:8")], ids=str)
+def test_a_conversation_whose_session_was_evicted_goes_on_unnoticed(
+    world: World, model: Model, taken: tuple[str, ...]
+) -> None:
+    """Its user thinks for longer than a lease, and somebody else needs the pages meanwhile."""
+    world.num_contexts = 1
+    world.serve(peer(1), "0:3")
+    world.serve(peer(2), "3:8")
+    runner = world.runner()
+    first = answers(runner, [request(PROMPT, 10, SEEDED)])["a"]
+    world.network.advance(world.network.now + LEASE_S + 1)
+    local = [layers for layers in ("0:3", "3:8") if layers not in taken]
+    world.local = [span_runner(model, *map(int, layers.split(":"))) for layers in local]
+    other = world.runner(caller=OTHER_CALLER)
+    full = request(LONG_PROMPT + PROMPT * 28, 10)  # 496 tokens: nobody else has room beside it
+    assert answers(other, [full]) == expected(model, full)
+    other.close()
+    world.network.advance(world.network.now + 1.0)
+    left = {str(world.listed[who]): server.sessions.num_sessions for who, server in world.servers.items()}
+    assert left == {layers: layers in local for layers in ("0:3", "3:8")}, "it was evicted where the other one was"
+
+    prompt, began = [*PROMPT, *first, 9, 9, 4], world.network.now
+    again = request(prompt, 10, SEEDED)
+    assert answers(runner, [again]) == expected(model, again)
+    assert world.network.now - began < 1.0, "a back-off at most"
+    runner.check_integrity()
+
+
+def test_a_session_whose_caller_takes_a_turn_now_and_then_is_not_evicted(world: World, model: Model) -> None:
+    world.num_contexts = 1
+    world.serve(peer(1), "0:8")
+    runner = world.runner()
+    node, first = world.node, answers(runner, [request(PROMPT, 10)])["a"]
+    for _ in range(3 * LEASE_S):
+        world.network.advance(world.network.now + 1.0)
+        node.turn(0.0)
+    other = world.runner(caller=OTHER_CALLER)
+    with pytest.raises(NoRouteError, match="does not fit into the KV pages that are free"):
+        answers(other, [request(PROMPT)])
+    again = request([*PROMPT, *first, 9], 10)
+    assert answers(runner, [again]) == expected(model, again)
 
 
 def test_a_fork_and_a_rollback_go_on_from_their_tokens(world: World, model: Model) -> None:

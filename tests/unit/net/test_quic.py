@@ -8,6 +8,7 @@ from aioquic.quic import events, recovery
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection
 from aioquic.quic.packet import QuicProtocolVersion
+from aioquic.tls import Epoch
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -149,7 +150,7 @@ def test_every_authentic_packet_is_counted_and_no_other() -> None:
     assert both.server.num_authentic == before + 1
 
 
-def test_an_acknowledgement_waits_two_milliseconds_and_nothing_is_paced() -> None:
+def test_an_acknowledgement_waits_five_milliseconds_and_nothing_is_paced() -> None:
     both = pair(Credentials(ANNA), Credentials(BELA)).run()
     both.client.send_ping(1)
     both.pass_on(both.client, both.server)
@@ -157,6 +158,21 @@ def test_an_acknowledgement_waits_two_milliseconds_and_nothing_is_paced() -> Non
     stream_id = both.client.get_next_available_stream_id(is_unidirectional=True)
     both.client.send_stream_data(stream_id, bytes(100_000))
     assert both.pass_on(both.client, both.server) > 80  # all at once
+
+
+def test_an_acknowledgement_goes_with_what_is_sent_and_not_by_itself() -> None:
+    both = pair(Credentials(ANNA), Credentials(BELA)).run()
+    streams = {one: one.get_next_available_stream_id(is_unidirectional=True) for one in (both.client, both.server)}
+    num_datagrams = 0
+    for _ in range(10):
+        for sender, receiver in ((both.client, both.server), (both.server, both.client)):
+            assert both.pass_on(sender, receiver) == 0  # though it has something to acknowledge
+            sender.send_stream_data(streams[sender], bytes(100))
+            num_datagrams += both.pass_on(sender, receiver)
+            assert sender._spaces[Epoch.ONE_RTT].ack_at is None
+            both.now += 0.5 * quic.ACK_DELAY_S
+    assert num_datagrams == 20
+    assert both.client._loss.bytes_in_flight == 0  # what was sent first is acknowledged by the answer
 
 
 def test_larger_datagrams_are_sent_once_they_are_allowed() -> None:
@@ -211,10 +227,10 @@ def test_a_packet_that_was_overtaken_teaches_patience() -> None:
     datagrams = [datagram for datagram, _ in both.client.datagrams_to_send(both.now)]
     for datagram in datagrams[1:]:
         both.server.receive_datagram(datagram, VIRTUAL_ADDR, both.now)
-    both.now += 0.003
+    both.now += 1.5 * quic.ACK_DELAY_S
     both.pass_on(both.server, both.client)  # all but the first are acknowledged: it counts as lost
     both.server.receive_datagram(datagrams[0], VIRTUAL_ADDR, both.now)
-    both.now += 0.003
+    both.now += 1.5 * quic.ACK_DELAY_S
     both.pass_on(both.server, both.client)
     assert learned._packet_threshold > 2 * recovery.K_PACKET_THRESHOLD
     assert learned._time_threshold == 2.0
@@ -225,7 +241,7 @@ def test_a_lost_packet_teaches_nothing() -> None:
     stream_id = both.client.get_next_available_stream_id(is_unidirectional=True)
     both.client.send_stream_data(stream_id, bytes(20_000))
     both.pass_on(both.client, both.server, drop=(2,))
-    both.now += 0.003
+    both.now += 1.5 * quic.ACK_DELAY_S
     both.run(20)
     assert both.client._loss._packet_threshold == recovery.K_PACKET_THRESHOLD
     assert sum(len(one.data) for one in told(both.server) if isinstance(one, events.StreamDataReceived)) == 20_000
