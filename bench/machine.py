@@ -13,6 +13,7 @@ import torch
 
 _Device = torch.device  # a name of its own: Machine has a field called torch
 _ROOT = Path(__file__).resolve().parents[1]
+_RESULTS = "bench/results"  # what a bench writes says nothing about what ran
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -21,7 +22,8 @@ class Machine:
     """Hardware and software of a run.
 
     Attributes:
-        commit: of the checkout that ran, with "-dirty" when files had changed; None for an installed package.
+        commit: of the checkout that ran, with "-dirty" when files had changed other than results; None for an
+            installed package.
         date: UTC, to the day.
         device: what ran: the CPU's own name, or the GPU's.
         num_cores: cores that the operating system has, whoever uses them.
@@ -68,14 +70,19 @@ def installed_version(distribution: str) -> str | None:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     if not (_ROOT / ".git").exists():
         return None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){_RESULTS}")
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or a repository without a commit
-    return done.stdout.strip() or None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def _gpu(device: _Device) -> dict[str, Any]:
