@@ -44,7 +44,7 @@ def chat_at_terminal(conversation: Conversation, terminal: Terminal) -> int:
     """Talk to a person."""
     terminal.note(conversation.greeting())
     terminal.note("help lists the commands, Ctrl-D leaves; Space, Esc or Ctrl-C stops an answer.")
-    while (line := terminal.ask()) is not None:
+    while (line := terminal.ask(conversation.idle)) is not None:
         try:
             match read_line(line):
                 case Command(name) if name in _LEAVING:

@@ -82,6 +82,10 @@ class Conversation:
                 assert command.name == "help", f"{command} is the caller's"
                 return HELP
 
+    def idle(self) -> None:
+        """Keep in touch with whoever computes while the user thinks; to be called now and then."""
+        self._nodes.idle()
+
     def greeting(self) -> str:
         """Which model this is, in one line."""
         model = self._model

@@ -1,5 +1,6 @@
 """Flags of commands that are a node of the network, as dataclasses."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -91,8 +92,9 @@ class NodeFlags:
     allow: Annotated[
         list[str],
         typer.Option(
-            metavar="PEER",
-            help="A peer id that may connect, or any; may be repeated. Without it, whoever is on this machine may.",
+            metavar="PEER|FILE",
+            help="A peer id that may connect, a file of such, one a line, or any; may be repeated. "
+            "Without it, whoever is on this machine may.",
             rich_help_panel=_NETWORK,
         ),
     ] = field(default_factory=list)
@@ -114,13 +116,14 @@ class NodeFlags:
         """The peers that may connect; None is everybody.
 
         Raises:
-            UsageError: an address or a peer id is none, or nobody was named and others than this machine could connect.
+            UsageError: an address or a peer id is none, a file cannot be read or names nobody, or nobody was named and
+                others than this machine could connect.
         """
         hosts = {addr: split_addr("--listen", addr)[0] for addr in self.listen}
         if ANYBODY in self.allow:
             return None
         if self.allow:
-            return [_parse_peer(text) for text in self.allow]
+            return [peer for text in self.allow for peer in _named_peers(text)]
         opened = [addr for addr, host in hosts.items() if not _is_loopback(host)]
         if opened:
             raise UsageError(
@@ -144,13 +147,39 @@ def split_addr(flag: str, addr: str) -> tuple[str, int]:
         raise UsageError(f"{flag}: {error}") from error
 
 
-def _parse_peer(text: str) -> "PeerId":
+def _named_peers(text: str) -> "list[PeerId]":
+    """The peers that one --allow names: one by its id, or those in a file."""
     from ..net.identity import PeerId
 
     try:
-        return PeerId.parse(text)
+        return [PeerId.parse(text)]
     except IdentityError as error:
-        raise UsageError(f"--allow: {error}") from error
+        looks_like_path = Path(text).name != text or Path(text).suffix
+        if not looks_like_path and not os.path.exists(text):
+            raise UsageError(f"--allow: {error}, and there is no file of that name") from error
+    return _peers_in(Path(text))
+
+
+def _peers_in(path: Path) -> "list[PeerId]":
+    """The peers in a file: an id a line; what follows a # is a comment."""
+    from ..net.identity import PeerId
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--allow {path} is not UTF-8 text: see its byte {error.start}") from error
+    except OSError as error:
+        raise UsageError(f"--allow {path} cannot be read: {error.strerror}") from error
+    peers = []
+    for number, line in enumerate(lines, 1):
+        name = line.partition("#")[0].strip()
+        try:
+            peers += [PeerId.parse(name)] if name else []
+        except IdentityError as error:
+            raise UsageError(f"--allow {path}, line {number}: {error}") from error
+    if not peers:
+        raise UsageError(f"--allow {path} names no peer; a line is a peer id, as hopformer id prints it")
+    return peers
 
 
 def _is_loopback(host: str) -> bool:

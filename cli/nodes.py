@@ -1,11 +1,11 @@
 """The nodes that compute for a command: this one alone, or a route over peers; and what is told of them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import IdentityError, UsageError
+from ..errors import IdentityError, NetworkError, UsageError
 from ..llama.load import LoadedModel
 from .folders import config_folder
 from .loading import fetch, open_model
@@ -40,6 +40,10 @@ class Nodes(Protocol):
         """Ask ``stopped`` from now on whether somebody wants an answer to stop that waits for a peer."""
         ...
 
+    def idle(self) -> None:
+        """Do what is due while nobody wants an answer, and wait for nothing."""
+        ...
+
     def place(self, device: str) -> str:
         """Where the layers run, for one line of text; ``device`` is this node's."""
         ...
@@ -66,6 +70,9 @@ class LocalNode:
 
     def heed(self, stopped: Callable[[], bool]) -> None:
         """See Nodes; nothing waits here."""
+
+    def idle(self) -> None:
+        """See Nodes; nothing is due here."""
 
     def place(self, device: str) -> str:
         """See Nodes."""
@@ -98,6 +105,11 @@ class RemoteNodes:
     def heed(self, stopped: Callable[[], bool]) -> None:
         """See Nodes."""
         self._remote.runner.stopped = stopped
+
+    def idle(self) -> None:
+        """See Nodes: leases are renewed, and peers that come and go are heard of."""
+        with suppress(NetworkError):  # the next answer will say it
+            self._remote.node.turn(0.0)
 
     def place(self, device: str) -> str:
         """See Nodes."""

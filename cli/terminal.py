@@ -3,6 +3,7 @@
 prompt_toolkit edits lines and reads keys. Text is written plainly, so that the terminal wraps it and scrolls back.
 """
 
+import asyncio
 import logging
 import os
 import select
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -25,6 +27,10 @@ log = logging.getLogger(__name__)
 # How long the rest of a key such as an arrow may be behind its first byte, which is that of Esc. Over a slow link the
 # bytes of one key are in one packet, so this bridges only what splits packets.
 ESCAPE_WAIT_S = 0.1
+
+IDLE_EVERY_S = (
+    1.0  # as often as the network's process says something that must be read; a lease is renewed after minutes
+)
 
 # C0 but tab and line feed, DEL, and C1: a model's text must not move the cursor or set the window's title
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
@@ -70,15 +76,27 @@ class Terminal:
         self._dim = _has_styles()
         self._at_line_start = True
 
-    def ask(self) -> str | None:
-        """Let the user type; None at Ctrl-D. A pasted text of several lines is one; Alt-Enter begins a new line."""
+    def ask(self, idle: Callable[[], None], every_s: float = IDLE_EVERY_S) -> str | None:
+        """Let the user type; None at Ctrl-D. A pasted text of several lines is one; Alt-Enter begins a new line.
+
+        Meanwhile ``idle`` is called now and then, in this thread, which it should not keep for long.
+        """
+
+        async def call_now_and_then() -> None:
+            while True:
+                await asyncio.sleep(every_s)
+                idle()
+
+        def begin() -> None:
+            get_app().create_background_task(call_now_and_then())  # which ends with the line
+
         if self._session is None:
             self._session = PromptSession(
                 history=open_history(self._history), key_bindings=_bindings(), output=_output(), enable_suspend=True
             )
         while True:
             try:
-                return self._session.prompt("> ")
+                return self._session.prompt("> ", pre_run=begin)
             except EOFError:
                 return None
             except KeyboardInterrupt:

@@ -1,11 +1,14 @@
 """Keys that stop an answer, and what is written to a terminal."""
 
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
 from hopformer.cli.terminal import ESCAPE_WAIT_S, StopKeys, Terminal, open_history
 
@@ -119,3 +122,20 @@ def test_without_a_place_for_it_the_history_is_in_memory(tmp_path: Path) -> None
     history = open_history(tmp_path / "file" / "chat_history")
     history.append_string("kept for now")
     assert history.get_strings() == ["kept for now"]
+
+
+def test_while_the_user_thinks_something_else_is_done_now_and_then(
+    keyboard: PipeInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    calls: list[int] = []
+
+    def idle() -> None:
+        calls.append(threading.get_ident())
+        if len(calls) % 3 == 0:
+            keyboard.send_text(f"line {len(calls)}\r")
+
+    with create_app_session(input=keyboard, output=DummyOutput()):
+        terminal = Terminal(tmp_path / "history")
+        assert [terminal.ask(idle, every_s=0.001) for _ in range(2)] == ["line 3", "line 6"]
+    assert calls == [threading.get_ident()] * 6, "in this thread, and never after a line"
