@@ -6,6 +6,7 @@ The loop is written here, around the model's forward pass, because `generate` ad
 is compared is the model, at its best.
 """
 
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ class TransformersContender:
         self.weights = weights
         self.version = version("transformers")
         self._model = model
+        takes = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"  # as it was called before 5.24
         self._cache: Any = None
         self._last: torch.Tensor = torch.empty(1, 0, dtype=torch.int64)  # the token drawn last, [1, 1]
 
@@ -55,10 +58,9 @@ class TransformersContender:
     @torch.inference_mode()
     def _step(self, token_ids: torch.Tensor) -> int:
         """token_ids: int64 [1, T] -> the token drawn behind them."""
-        output = self._model(
-            input_ids=token_ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1, return_dict=True
-        )
-        self._cache = output.past_key_values
+        cache = {self._cache_name: self._cache}
+        output = self._model(input_ids=token_ids, **cache, use_cache=True, logits_to_keep=1, return_dict=True)
+        self._cache = output[self._cache_name]
         self._last = output.logits[:, -1].argmax(dim=-1, keepdim=True)  # [1, 1]
         return int(self._last)
 
