@@ -11,15 +11,18 @@ Not here: the connections themselves.
 """
 
 import os
+import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from aioquic.buffer import Buffer
 from aioquic.quic.packet import QuicPacketType, QuicProtocolVersion, encode_quic_retry, pull_quic_header
 from aioquic.quic.retry import QuicRetryTokenHandler
 
+from ..errors import MembershipError
 from .identity import PeerId
-from .paths import Addr
 from .quic import CONNECTION_ID_BYTES, MIN_DATAGRAM_BYTES
+from .ways import Way, retry_addr
 
 MAX_HALF_OPEN = 32  # 160 ms of handshakes
 MAX_HANDSHAKES = 256  # at once, from addresses that were proven; beyond it nobody is answered
@@ -78,11 +81,11 @@ class Retries:
     def __init__(self) -> None:
         self._tokens = QuicRetryTokenHandler()
 
-    def packet(self, initial: Initial, addr: Addr, now: float) -> bytes:
+    def packet(self, initial: Initial, way: Way, now: float) -> bytes:
         """What to answer."""
         new_id = os.urandom(CONNECTION_ID_BYTES)
         token = self._tokens.create_token(
-            address=_plain(addr),
+            address=retry_addr(way),
             original_destination_connection_id=initial.destination_id,
             retry_source_connection_id=new_id,
             now=now,
@@ -96,11 +99,11 @@ class Retries:
         )
         return packet
 
-    def original_id(self, initial: Initial, addr: Addr, now: float) -> bytes | None:
-        """The destination of the Initial that the Retry answered; None where the token is not ours for ``addr``."""
+    def original_id(self, initial: Initial, way: Way, now: float) -> bytes | None:
+        """The destination of the Initial that the Retry answered; None where the token is not ours for ``way``."""
         try:
             original: bytes = self._tokens.validate_token(
-                address=_plain(addr),
+                address=retry_addr(way),
                 destination_cid=initial.destination_id,
                 token=initial.token,
                 now=now,
@@ -108,10 +111,6 @@ class Retries:
         except ValueError:
             return None
         return original
-
-
-def _plain(addr: Addr) -> Addr:
-    return (addr[0].partition("%")[0], addr[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +139,47 @@ def keeps_old(old: Known, new: Known) -> bool:
     return old.dialler <= new.dialler
 
 
-def why_refused(peer: PeerId | None, own: PeerId, allow: frozenset[PeerId] | None, num_strangers: int) -> str | None:
-    """Why a peer that has dialled us is not let in; None where it is."""
-    if peer is None:
-        return "no Ed25519 certificate was shown"
-    if peer == own:
-        return "this is you"
-    if allow is not None:
-        return None if peer in allow else f"{peer} is not on this node's list"
-    return f"{num_strangers} peers are connected already" if num_strangers >= MAX_STRANGERS else None
+class Membership(Protocol):
+    """A network, as far as it matters at the door; see membership.py."""
+
+    def admit(self, membership: bytes, peer: PeerId, now: float) -> object:
+        """Raises MembershipError: ``peer`` is no member at ``now``, in seconds since 1970."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Guests:
+    """Who is let in.
+
+    Attributes:
+        allow: peers by name; None is everybody.
+        network: whose members are let in as well.
+    """
+
+    allow: frozenset[PeerId] | None = None
+    network: Membership | None = None
+
+    def why_refused(self, peer: PeerId | None, own: PeerId, num_strangers: int) -> str | None:
+        """Why a peer that has dialled us is not let in, before anything that it says is read; None where it may be."""
+        if peer is None:
+            return "no Ed25519 certificate was shown"
+        if peer == own:
+            return "this is you"
+        if self.allow is None:
+            return f"{num_strangers} peers are connected already" if num_strangers >= MAX_STRANGERS else None
+        return None if peer in self.allow or self.network is not None else f"{peer} is not on this node's list"
+
+    def why_no_member(self, peer: PeerId, membership: bytes) -> str | None:
+        """Why a peer that may be a member is none; None where it is, or need not be."""
+        if self.network is None or self.allow is None or peer in self.allow:
+            return None
+        try:
+            self.network.admit(membership, peer, time.time())
+        except MembershipError as error:
+            return str(error)
+        return None
+
+    @property
+    def are_strangers(self) -> bool:
+        """Whether nobody has vouched for them."""
+        return self.allow is None

@@ -2,13 +2,15 @@
 
 It decides nothing about peers: what links tell goes to ``tell``, who is let in is endpoint.py's, and where a datagram
 goes is paths.py's. A datagram finds its link by the connection id in it (RFC 9000, section 5.1); ids are 8 bytes of
-chance, and no end ever changes them.
+chance, and no end ever changes them. A relayed one is unwrapped first, unless this node is the relay: then it goes to
+``forwarder`` as it is.
 """
 
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from .admission import (
     HANDSHAKE_S,
@@ -22,10 +24,12 @@ from .admission import (
     parse_initial,
 )
 from .identity import PeerId
-from .link import Link, LinkEvent, Over
-from .paths import SITE_DATAGRAM_BYTES, Addr, Outgoing, Path, is_probe, tag_of
+from .link import PATIENCE_S, RELAYED_PATIENCE_S, STRANDED_PATIENCE_S, Link, LinkEvent, Over
+from .paths import SITE_DATAGRAM_BYTES, Outgoing, Path
+from .probes import is_probe, tag_of
 from .quic import CONNECTION_ID_BYTES, Credentials, MutualQuic
 from .udp import UdpSocket, split_host_port
+from .ways import CHANNEL_PREFIX_BYTES, Direct, Relayed, Way, is_relayed
 from .wire import INSTANCE_BYTES, PATH_KEY_BYTES, PATH_TAG_BYTES, Hello
 
 _HINT = b"\x03"  # "that connection is none of mine"; like a probe it has not the bit 0x40 of QUIC's packets
@@ -39,21 +43,36 @@ class Connection:
         dialled: whom, where this end did.
         began: when.
         peer: whose key was shown, once that is proven and right.
+        membership: that it has shown.
         known: once it is let in.
         is_stranger: it dialled us and is on no list.
+        way: that the link was told of last.
     """
 
     link: Link
     path: Path
-    socket: UdpSocket
     hello: Hello
     dialled: PeerId | None
     began: float
+    way: Way
     peer: PeerId | None = None
+    membership: bytes = b""
     known: Known | None = None
     is_stranger: bool = False
     ids: list[bytes] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
+
+
+class Forwarder(Protocol):
+    """What a relay does with datagrams of channels."""
+
+    def take(self, datagram: bytes, way: Direct, now: float) -> None:
+        """One has come on ``way``."""
+        ...
+
+    def flush(self) -> None:
+        """These were all that had arrived: pass them on."""
+        ...
 
 
 class Carrier:
@@ -61,15 +80,24 @@ class Carrier:
 
     Args:
         tell: gets what each link tells.
+        membership: said in every Hello.
         max_datagram_bytes: send no larger ones.
+
+    Attributes:
+        forwarder: gets what is relayed; None where this node is no relay.
+        moved: is called with every connection that takes another way.
     """
 
     def __init__(
         self,
         credentials: Credentials,
         tell: Callable[[Connection, LinkEvent], None],
+        membership: bytes = b"",
         max_datagram_bytes: int = SITE_DATAGRAM_BYTES,
     ) -> None:
+        self.forwarder: Forwarder | None = None
+        self.moved: Callable[[Connection], None] = lambda _: None
+        self._membership = membership
         self._credentials = credentials
         self._tell = tell
         self._max_datagram_bytes = max_datagram_bytes
@@ -79,6 +107,7 @@ class Carrier:
         self._sockets: list[UdpSocket] = []
         self._by_id: dict[bytes, Connection] = {}
         self._by_tag: dict[bytes, Connection] = {}  # every connection once, whatever ids it has
+        self._channels: dict[bytes, tuple[Relayed, Connection]] = {}  # by what the other end's datagrams begin with
         self._unsent: dict[Connection, None] = {}
         self._handshakes, self._proven_handshakes = Rate(HANDSHAKES_PER_S), Rate(HANDSHAKES_PER_S)
         self._hints = Rate(HINTS_PER_S)
@@ -96,9 +125,9 @@ class Carrier:
             self._sockets.append(socket)
             self._loop.add_reader(socket.fileno(), self._on_readable, socket)
 
-    def dial(self, peer: PeerId, socket: UdpSocket, addr: Addr) -> Connection:
-        """A connection to ``peer`` at ``addr``; its first datagram has left."""
-        connection = self._add(MutualQuic(self._credentials), socket, addr, peer)
+    def dial(self, peer: PeerId, way: Way) -> Connection:
+        """A connection to ``peer`` on ``way``; its first datagram has left."""
+        connection = self._add(MutualQuic(self._credentials), way, peer)
         self._transmit(connection)
         return connection
 
@@ -116,13 +145,45 @@ class Carrier:
     def forget(self, connection: Connection) -> None:
         """The connection is no more."""
         for datagrams in connection.link.transmit(self._loop.time()):
-            connection.socket.send(datagrams, connection.path.addr)
+            self.send(connection.path.way, datagrams)
         if connection.timer is not None:
             connection.timer.cancel()
         for connection_id in connection.ids:
             self._by_id.pop(connection_id, None)
         self._by_tag.pop(connection.hello.path_tag, None)
         self._unsent.pop(connection, None)
+
+    def open_channel(self, way: Relayed, relay: Connection) -> None:
+        """Take datagrams of a channel from now on; ``relay`` is the connection with the relay."""
+        self._channels[way.peers_prefix] = way, relay
+
+    def close_channel(self, way: Relayed) -> None:
+        """Take no more of them. Connections on that way have to be told with ``lose``."""
+        self._channels.pop(way.peers_prefix, None)
+
+    def offer(self, connection: Connection, ways: Iterable[Way]) -> None:
+        """Ways that may lead to a connection's peer."""
+        self._follow(connection, connection.path.offer(ways, self._loop.time()))
+
+    def lose(self, connection: Connection, way: Way) -> None:
+        """A way no longer leads to a connection's peer."""
+        self._follow(connection, connection.path.lose(way, self._loop.time()))
+
+    def heard_from(self, connection: Connection, way: Way) -> None:
+        """What only a connection's peer can know has come on ``way``."""
+        self._follow(connection, connection.path.heard_from(way, self._loop.time()))
+
+    def send(self, way: Way, datagrams: Iterable[bytes]) -> None:
+        """Send datagrams on a way. Where it has ceased to be one they are lost, which QUIC repairs."""
+        if isinstance(way, Relayed):
+            channel = self._channels.get(way.peers_prefix)
+            if channel is not None and isinstance(channel[1].path.way, Direct):
+                self.send(channel[1].path.way, (way.prefix + datagram for datagram in datagrams))
+            return
+        socket = self._sockets[way.socket]
+        socket.send(datagrams, way.addr)
+        if socket.has_backlog:
+            self._loop.add_writer(socket.fileno(), self._on_writable, socket)
 
     def close(self, code: int, reason: str) -> None:
         """End all connections, and give the sockets back."""
@@ -136,29 +197,41 @@ class Carrier:
     def begin_path(self, connection: Connection, peers: Hello) -> None:
         """Both ends have let each other in: look after the path from now on."""
         connection.path.rtt_s = connection.link.quic.min_rtt_s
-        self._send_probes(connection, connection.path.begin(connection.hello, peers, self._loop.time()))
-        self._arm(connection)
+        self._follow(connection, connection.path.begin(connection.hello, peers, self._loop.time()))
 
     # ---- datagrams in
 
     def _on_readable(self, socket: UdpSocket) -> None:
         now = self._loop.time()
         touched: dict[Connection, None] = {}
+        index = self._sockets.index(socket)
         for datagram, addr in socket.receive():
-            connection = self._receive(socket, datagram, addr, now)
+            connection = self._unwrap(datagram, Direct(index, addr), now)
             if connection is not None:
                 touched[connection] = None
         for addr in socket.refused() if socket.has_errors else ():
-            self._on_refused(addr, now)
+            self._on_refused(Direct(index, addr), now)
+        if self.forwarder is not None:
+            self.forwarder.flush()
         for connection in touched:
             self._advance(connection)
 
-    def _receive(self, socket: UdpSocket, datagram: bytes, addr: Addr, now: float) -> Connection | None:
+    def _unwrap(self, datagram: bytes, way: Direct, now: float) -> Connection | None:
+        """As ``_receive``, of what may have come through a relay, or be on its way through this one."""
+        if not is_relayed(datagram):
+            return self._receive(datagram, way, now)
+        if self.forwarder is not None:
+            self.forwarder.take(datagram, way, now)
+            return None
+        channel = self._channels.get(datagram[:CHANNEL_PREFIX_BYTES])
+        return None if channel is None else self._receive(datagram[CHANNEL_PREFIX_BYTES:], channel[0], now)
+
+    def _receive(self, datagram: bytes, way: Way, now: float) -> Connection | None:
         """Hand a datagram to its link, and say which that is."""
         first = datagram[0] if datagram else 0
         is_long = bool(first & 0x80)  # RFC 8999: the one bit that no version changes
         if not is_long and not first & 0x40:
-            self._take_own(datagram, addr, now)
+            self._take_own(datagram, way, now)
             return None
         destination = (
             datagram[6 : 6 + datagram[5]] if is_long and len(datagram) > 6 else datagram[1 : 1 + CONNECTION_ID_BYTES]
@@ -166,15 +239,13 @@ class Carrier:
         connection = self._by_id.get(destination)
         if connection is None:
             if is_long:
-                return self._accept(socket, datagram, addr, now)
-            self._send_hint(socket, destination, addr, now)
-        elif connection.link.receive(datagram, now):
-            connection.socket = socket
-            if addr != connection.path.addr:
-                self._send_probes(connection, connection.path.heard_from(addr, now))
+                return self._accept(datagram, way, now)
+            self._send_hint(destination, way, now)
+        elif connection.link.receive(datagram, now) and way != connection.path.way:
+            self._follow(connection, connection.path.heard_from(way, now))
         return connection
 
-    def _accept(self, socket: UdpSocket, datagram: bytes, addr: Addr, now: float) -> Connection | None:
+    def _accept(self, datagram: bytes, way: Way, now: float) -> Connection | None:
         """A connection that begins, if it may."""
         initial = parse_initial(datagram)
         if initial is None:
@@ -183,13 +254,13 @@ class Carrier:
         original_id: bytes | None = initial.destination_id
         retry_id: bytes | None = None
         if initial.token:
-            original_id, retry_id = self._retries.original_id(initial, addr, now), initial.destination_id
+            original_id, retry_id = self._retries.original_id(initial, way, now), initial.destination_id
             if original_id is None or num_half_open >= MAX_HANDSHAKES or not self._proven_handshakes.take(now):
                 return None
         elif num_half_open >= MAX_HALF_OPEN or not self._handshakes.take(now):
-            socket.send((self._retries.packet(initial, addr, now),), addr)
+            self.send(way, (self._retries.packet(initial, way, now),))
             return None
-        connection = self._add(MutualQuic(self._credentials, original_id, retry_id), socket, addr, None)
+        connection = self._add(MutualQuic(self._credentials, original_id, retry_id), way, None)
         if not connection.link.receive(datagram, now):  # garbage: what an Initial's keys did not make
             connection.link.discard()
             self.forget(connection)
@@ -197,40 +268,45 @@ class Carrier:
         self._add_id(connection, initial.destination_id)
         return connection
 
-    def _take_own(self, datagram: bytes, addr: Addr, now: float) -> None:
+    def _take_own(self, datagram: bytes, way: Way, now: float) -> None:
         """A probe, or a hint."""
         if datagram == _HINT:
-            self._on_hint(addr, now)
+            self._on_hint(way, now)
         elif is_probe(datagram) and (connection := self._by_tag.get(tag_of(datagram))) is not None:
-            self._send_probes(connection, connection.path.take(datagram, addr, now))
-            self._arm(connection)
+            self._follow(connection, connection.path.take(datagram, way, now))
 
-    def _on_refused(self, addr: Addr, now: float) -> None:
-        """The machine at ``addr`` says that no program listens; the kernel has seen that it speaks of our datagram."""
-        for connection in self._at(addr):
-            if connection.link.is_proven:
-                connection.link.hint_gone(now)
-                self.send_soon(connection)
-            else:
+    def _on_refused(self, way: Direct, now: float) -> None:
+        """The machine there says that no program listens; the kernel has seen that it speaks of our datagram."""
+        for connection in self._on(way):
+            if not connection.link.is_proven:
                 connection.link.discard()
                 self._tell(connection, Over("no node listens there"))
+            elif len(connection.path.ways) > 1:
+                self.lose(connection, connection.path.way)
+            else:
+                connection.link.hint_gone(now)
+                self.send_soon(connection)
 
-    def _on_hint(self, addr: Addr, now: float) -> None:
-        """Somebody who can write ``addr`` as his own says that no such connection is there."""
-        for connection in self._at(addr):
+    def _on_hint(self, way: Way, now: float) -> None:
+        """Somebody who can write that address as his own says that no such connection is there."""
+        for connection in self._on(way):
             connection.link.hint_gone(now)
             self.send_soon(connection)
 
-    def _send_hint(self, socket: UdpSocket, destination: bytes, addr: Addr, now: float) -> None:
+    def _send_hint(self, destination: bytes, way: Way, now: float) -> None:
         """Tell a peer of an earlier process that it waits in vain.
 
         QUIC's own stateless reset (RFC 9000, section 10.3) needs a token that the earlier process has taken along.
         """
         if len(destination) == CONNECTION_ID_BYTES and self._hints.take(now):
-            socket.send((_HINT,), addr)
+            self.send(way, (_HINT,))
 
-    def _at(self, addr: Addr) -> list[Connection]:
-        return [one for one in self._by_tag.values() if one.path.addr[:2] == addr[:2]]
+    def _on(self, way: Way) -> list[Connection]:
+        """The connections that use a way. An IPv6 address may have come with another flow or scope."""
+        if isinstance(way, Relayed):
+            return [one for one in self._by_tag.values() if one.path.way == way]
+        ways = [(one, one.path.way) for one in self._by_tag.values()]
+        return [one for one, own in ways if isinstance(own, Direct) and own.addr[:2] == way.addr[:2]]
 
     # ---- datagrams out, and time
 
@@ -243,21 +319,30 @@ class Carrier:
 
     def _transmit(self, connection: Connection) -> None:
         self._unsent.pop(connection, None)
-        socket, addr = connection.socket, connection.path.addr
         connection.link.quic.max_datagram_bytes = connection.path.datagram_bytes
         for datagrams in connection.link.transmit(self._loop.time()):
-            socket.send(datagrams, addr)
-        if socket.has_backlog:
-            self._loop.add_writer(socket.fileno(), self._on_writable, socket)
+            self.send(connection.path.way, datagrams)
         self._arm(connection)
 
     def _send_all(self) -> None:
         for connection in tuple(self._unsent):
             self._transmit(connection)
 
-    def _send_probes(self, connection: Connection, outgoing: Iterable[Outgoing]) -> None:
-        for datagram, addr in outgoing:
-            connection.socket.send((datagram,), addr)
+    def _follow(self, connection: Connection, outgoing: Iterable[Outgoing]) -> None:
+        """Send a path's probes; where it has taken another way, tell the link, and send what that has to say."""
+        for datagram, way in outgoing:
+            self.send(way, (datagram,))
+        path, link = connection.path, connection.link
+        if path.is_stranded:
+            link.patience_s = STRANDED_PATIENCE_S
+        else:
+            link.patience_s = RELAYED_PATIENCE_S if isinstance(path.way, Relayed) else PATIENCE_S
+        if path.way != connection.way:
+            connection.way = path.way
+            link.take_another_way(self._loop.time())
+            self.send_soon(connection)
+            self.moved(connection)
+        self._arm(connection)
 
     def _on_writable(self, socket: UdpSocket) -> None:
         socket.send()
@@ -266,6 +351,7 @@ class Carrier:
 
     def _arm(self, connection: Connection) -> None:
         """Set the timer."""
+        connection.path.is_busy = connection.link.is_busy
         soonest = min(
             connection.link.next_deadline(),
             connection.path.next_deadline(),
@@ -284,7 +370,7 @@ class Carrier:
             self._tell(connection, Over("it does not answer"))
             return
         connection.path.rtt_s = connection.link.quic.min_rtt_s
-        self._send_probes(connection, connection.path.handle_deadline(now))
+        self._follow(connection, connection.path.handle_deadline(now))
         event = connection.link.handle_deadline(now)
         if event is not None:
             self._tell(connection, event)
@@ -293,11 +379,11 @@ class Carrier:
 
     # ---- the tables
 
-    def _add(self, quic: MutualQuic, socket: UdpSocket, addr: Addr, dialled: PeerId | None) -> Connection:
+    def _add(self, quic: MutualQuic, way: Way, dialled: PeerId | None) -> Connection:
         now = self._loop.time()
-        hello = Hello(self._instance, os.urandom(PATH_TAG_BYTES), os.urandom(PATH_KEY_BYTES))
-        path = Path(addr, os.urandom, self._max_datagram_bytes)
-        connection = Connection(Link(quic, now), path, socket, hello, dialled, now)
+        hello = Hello(self._instance, os.urandom(PATH_TAG_BYTES), os.urandom(PATH_KEY_BYTES), self._membership)
+        path = Path(way, os.urandom, self._max_datagram_bytes)
+        connection = Connection(Link(quic, now), path, hello, dialled, now, way)
         connection.link.hold(self.is_held)
         self._by_tag[hello.path_tag] = connection
         self._add_id(connection, quic.host_cid)

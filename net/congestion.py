@@ -91,6 +91,11 @@ class DeliveryRateControl(QuicCongestionControl):
         self.congestion_window = MIN_WINDOW_BYTES
         self._startup, self._startup_rate, self._startup_stalls = True, 0.0, 0
 
+    def forget_path(self) -> None:
+        """Packets take another path from now on."""
+        self.min_rtt_s = float("inf")
+        self.on_persistent_congestion()
+
     def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
         """Each packet's own time is taken instead."""
 

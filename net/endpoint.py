@@ -1,26 +1,33 @@
 """Endpoint: who a node is connected with. One connection with each peer, dialled by either.
 
 It looks at the key that a peer has shown before anything else of it is read, lets it in or not, and chooses when two
-ends dial each other at once. Not here: sockets and timers (carrier.py), and the process it runs in.
+ends dial each other at once. A peer is dialled at its addresses and through the relays that it is said to be at; where
+both lead to it, or it tells where it may be reached straight, the connection takes whichever is best (paths.py).
+Not here: sockets and timers (carrier.py), relays (relays.py), and the process it runs in.
 """
 
 import asyncio
+import hashlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..errors import LinkError, NetworkError
-from .admission import HANDSHAKE_S, Known, keeps_old, why_refused
+from .admission import HANDSHAKE_S, Guests, Known, keeps_old
 from .carrier import Carrier, Connection
-from .identity import Identity, PeerId
+from .identity import PEER_DIGEST_BYTES, Identity, PeerId
 from .link import CLOSED, DUPLICATE, REFUSED, Greeted, LinkEvent, Over, Proven
 from .messages import Close, Message, Refuse
 from .paths import SITE_DATAGRAM_BYTES
 from .quic import Credentials
+from .relay_messages import Candidates, RelayMessage
+from .relays import Relays, split_relay
 from .switchboard import Event, PeerDown, PeerStats, PeerUp, Received
-from .udp import join_host_port, split_host_port
-from .wire import Hello
+from .udp import split_host_port
+from .ways import Direct, Relayed, Way, is_loopback, offered_addr, shown
+from .wire import MAX_ADDRS, Hello
 
 logger = logging.getLogger(__name__)
 
@@ -32,37 +39,74 @@ class _Dial:
     """An attempt to reach a peer at several addresses, of which the first to answer wins."""
 
     timer: asyncio.TimerHandle
+    relay_addr: str | None = None  # where it is a relay that is dialled
+    is_anybody: bool = False  # the peer is made up; whoever answers is taken
     attempts: list[Connection] = field(default_factory=list)
+    num_reaching: int = 0  # relays that have been asked
     lookup: "asyncio.Task[None] | None" = None
     standby: tuple[Connection, Known, Hello] | None = (
         None  # the peer has dialled us meanwhile; taken if we do not get through
     )
     reason: str = "it does not answer"
 
+    @property
+    def is_hopeless(self) -> bool:
+        return not self.attempts and not self.num_reaching and self.lookup is None
+
+
+class Desk(Protocol):
+    """What a node does with messages about relaying, beside being somebody's client."""
+
+    def up(self, peer: PeerId, connection: Connection) -> None:
+        """A peer is connected."""
+        ...
+
+    def down(self, peer: PeerId) -> None:
+        """It is gone."""
+        ...
+
+    def take(self, peer: PeerId, message: RelayMessage) -> None:
+        """It says something."""
+        ...
+
 
 class Endpoint:
     """All peers of a node.
 
     Args:
-        allow: who may connect; None is everybody. Whom this node dials itself is let in anyway.
+        guests: who may connect; None is everybody. Whom this node dials itself is let in anyway.
         tell: gets every event.
         max_datagram_bytes: send no larger ones, whatever the path carries.
+        membership: what this node shows to be let in where a network is closed.
+
+    Attributes:
+        desk: where this node is a relay.
+        heard: gets announcements, and the PeerId of whoever announces nothing any more.
+        revoked: gets revocations, whoever sends them.
     """
 
     def __init__(
         self,
         identity: Identity,
-        allow: frozenset[PeerId] | None,
+        guests: "Guests | frozenset[PeerId] | None",
         tell: Callable[[Event], None],
         max_datagram_bytes: int = SITE_DATAGRAM_BYTES,
+        membership: bytes = b"",
     ) -> None:
         self.peer_id = identity.peer_id
-        self._allow = allow
+        self.desk: Desk | None = None
+        self.heard: Callable[[bytes | PeerId], None] = lambda _: None
+        self.revoked: Callable[[bytes], None] = lambda _: None
+        self._guests = guests if isinstance(guests, Guests) else Guests(guests)
         self._tell = tell
         self._loop = asyncio.get_running_loop()
-        self._carrier = Carrier(Credentials(identity), self._on_event, max_datagram_bytes)
+        self._carrier = Carrier(Credentials(identity), self._on_event, membership, max_datagram_bytes)
+        self._carrier.moved = self._on_moved
         self._peers: dict[PeerId, Connection] = {}
         self._dials: dict[PeerId, _Dial] = {}
+        self.relays = Relays(
+            self, self._carrier, lambda one: self.heard(one), lambda revocations: self.revoked(revocations)
+        )
 
     @property
     def addrs(self) -> tuple[str, ...]:
@@ -80,11 +124,9 @@ class Endpoint:
         if peer == self.peer_id:
             self._tell(PeerDown(peer, "this is the node itself"))
             return
-        dial = _Dial(self._loop.call_later(HANDSHAKE_S, self._end_dial, peer))
-        self._dials[peer] = dial
-        dial.lookup = self._loop.create_task(self._try_all(peer, dial, tuple(addrs)[:MAX_DIAL_ADDRS]))
+        self._begin_dial(peer, tuple(addrs)[:MAX_DIAL_ADDRS])
 
-    def send(self, peer: PeerId, message: Message) -> None:
+    def send(self, peer: PeerId, message: Message | RelayMessage) -> None:
         """See Switchboard. Raises WireError: the message is beyond the wire's limits."""
         connection = self._peers.get(peer)
         if connection is None:
@@ -112,6 +154,7 @@ class Endpoint:
 
     def close(self) -> None:
         """Tell all peers, and give everything back."""
+        self.relays.close()
         for peer in tuple(self._dials):
             self._take_dial(peer)
         self._peers.clear()
@@ -133,15 +176,19 @@ class Endpoint:
         """The first thing that is known of the other end; nothing else of it was read."""
         if connection.dialled is None:
             num_strangers = sum(one.is_stranger for one in self._peers.values())
-            why = why_refused(peer, self.peer_id, self._allow, num_strangers)
+            why = self._guests.why_refused(peer, self.peer_id, num_strangers)
             if why is not None:
-                logger.info("peer=%s addr=%s: refused: %s", peer, connection.path.addr, why)
+                logger.info("peer=%s addr=%s: refused: %s", peer, shown(connection.path.way), why)
                 self._carrier.end(connection, REFUSED, why)
             else:
                 connection.peer = peer
-                connection.is_stranger = self._allow is None
-        elif peer != connection.dialled:
-            logger.warning("peer=%s addr=%s: %s answered", connection.dialled, connection.path.addr, peer)
+                connection.is_stranger = self._guests.are_strangers
+            return
+        dial = self._dials.get(connection.dialled)
+        if peer is not None and dial is not None and dial.is_anybody and connection in dial.attempts:
+            self._name(connection.dialled, peer)
+        if peer != connection.dialled:
+            logger.warning("peer=%s addr=%s: %s answered", connection.dialled, shown(connection.path.way), peer)
             self._carrier.end(connection, REFUSED, "you are not whom I dialled")
             self._fail_attempt(connection, f"another key answers there: {peer}")
         else:
@@ -152,6 +199,11 @@ class Endpoint:
         """The other end has let us in, or, where it dialled, asks to be let in."""
         peer = connection.peer
         assert peer is not None
+        why = None if connection.dialled else self._guests.why_no_member(peer, hello.membership)
+        if why is not None:
+            logger.info("peer=%s addr=%s: refused: %s", peer, shown(connection.path.way), why)
+            self._carrier.end(connection, REFUSED, why)
+            return
         dialler = self.peer_id if connection.dialled else peer
         known = Known(dialler, hello.instance, self._loop.time())
         old = self._peers.get(peer)
@@ -173,31 +225,50 @@ class Endpoint:
         peer = connection.peer
         assert peer is not None
         connection.known = known
+        connection.membership = hello.membership
         self._peers[peer] = connection
+        relay_addr = None
         if peer in self._dials:
+            relay_addr = self._dials[peer].relay_addr
             self._take_dial(peer, keep=connection)
         self._carrier.begin_path(connection, hello)
         self._carrier.send_soon(connection)
-        logger.info("peer=%s addr=%s: connected", peer, connection.path.addr)
+        logger.info("peer=%s addr=%s: connected", peer, shown(connection.path.way))
+        if self.relays.is_up(relay_addr, peer):
+            return
+        if self.desk is not None:
+            self.desk.up(peer, connection)
         self._tell(PeerUp(peer))
+        ways = self.relays.ways_to(peer)
+        if ways:
+            self._carrier.offer(connection, ways)
+            self._send_candidates(connection)
 
-    def _on_message(self, connection: Connection, message: Message) -> None:
-        assert connection.peer is not None
+    def _on_message(self, connection: Connection, message: Message | RelayMessage) -> None:
+        peer = connection.peer
+        assert peer is not None
+        if isinstance(message, RelayMessage):
+            if isinstance(message, Candidates):
+                self._take_candidates(connection, message.addrs)
+            elif self.desk is not None:
+                self.desk.take(peer, message)
+            else:
+                self.relays.take(peer, message)
+            return
         if isinstance(message, Close):  # this hop sends no more of it to anybody
             for other in self._peers.values():
                 other.link.end_session(message.session)
                 self._carrier.send_soon(other)
         elif isinstance(message, Refuse):
             connection.link.end_session(message.session)
-        self._tell(Received(connection.peer, message))
+        self._tell(Received(peer, message))
 
     def _on_over(self, connection: Connection, over: Over) -> None:
         self._carrier.forget(connection)
         peer = connection.peer or connection.dialled
         if peer is not None and self._peers.get(peer) is connection:
-            del self._peers[peer]
-            logger.info("peer=%s addr=%s: gone: %s", peer, connection.path.addr, over.reason)
-            self._tell(PeerDown(peer, over.reason))
+            logger.info("peer=%s addr=%s: gone: %s", peer, shown(connection.path.way), over.reason)
+            self._is_gone(peer, over.reason)
         elif connection.dialled is not None:
             self._fail_attempt(connection, over.reason, is_duplicate=over.code == DUPLICATE)
 
@@ -205,11 +276,101 @@ class Endpoint:
         """End a connection that was let in."""
         assert connection.peer is not None
         self._carrier.end(connection, code, reason)
-        del self._peers[connection.peer]
-        logger.info("peer=%s addr=%s: ended: %s", connection.peer, connection.path.addr, reason)
-        self._tell(PeerDown(connection.peer, reason))
+        logger.info("peer=%s addr=%s: ended: %s", connection.peer, shown(connection.path.way), reason)
+        self._is_gone(connection.peer, reason)
+
+    def _is_gone(self, peer: PeerId, reason: str) -> None:
+        del self._peers[peer]
+        if self.relays.is_down(peer, reason):
+            return
+        if self.desk is not None:
+            self.desk.down(peer)
+        if peer not in self._dials:
+            self.relays.leave(peer)
+        self._tell(PeerDown(peer, reason))
+
+    def recheck(self) -> None:
+        """End connections with those that are no members any more, or not yet known to be revoked when they came."""
+        for peer, connection in tuple(self._peers.items()):
+            why = None if connection.dialled else self._guests.why_no_member(peer, connection.membership)
+            if why is not None:
+                self._lose(connection, REFUSED, why)
+
+    # ---- ways
+
+    def connection_of(self, peer: PeerId) -> Connection | None:
+        """See RelayClient."""
+        return self._peers.get(peer)
+
+    def dial_relay(self, addr: str, relay: PeerId | None) -> None:
+        """See RelayClient."""
+        peer = relay or PeerId(hashlib.sha256(b"whoever is at " + addr.encode()).digest()[:PEER_DIGEST_BYTES])
+        if peer in self._peers:
+            self.relays.is_up(addr, peer)
+        elif peer not in self._dials:
+            self._begin_dial(peer, (addr,), relay_addr=addr, is_anybody=relay is None)
+
+    def send_message(self, peer: PeerId, message: RelayMessage) -> None:
+        """See RelayClient."""
+        self.send(peer, message)
+
+    def channel_opened(self, peer: PeerId, way: Relayed, *, is_asker: bool) -> None:
+        """See RelayClient."""
+        connection, dial = self._peers.get(peer), self._dials.get(peer)
+        if dial is not None and is_asker:
+            dial.num_reaching = max(dial.num_reaching - 1, 0)
+            dial.attempts.append(self._carrier.dial(peer, way))
+        if connection is not None:
+            self._carrier.offer(connection, (way,))
+            self._send_candidates(connection)
+
+    def channel_closed(self, peer: PeerId, way: Relayed) -> None:
+        """See RelayClient."""
+        connection = self._peers.get(peer)
+        if connection is not None:
+            self._carrier.lose(connection, way)
+
+    def outside_changed(self) -> None:
+        """See RelayClient."""
+        for peer, connection in self._peers.items():
+            if self.relays.ways_to(peer):
+                self._send_candidates(connection)
+
+    def _send_candidates(self, connection: Connection) -> None:
+        """Tell a peer that a relay leads to where else this node may be reached."""
+        assert connection.peer is not None
+        own = [addr for addr in self.addrs if "%" not in addr]
+        addrs = tuple(dict.fromkeys((*self.relays.outside_addrs, *own)))[:MAX_ADDRS]
+        self.send(connection.peer, Candidates(addrs))
+
+    def _take_candidates(self, connection: Connection, addrs: Sequence[str]) -> None:
+        loopback = any(is_loopback(way) for way in connection.path.ways)
+        ways: list[Way] = []
+        try:
+            for text in addrs:
+                addr = offered_addr(text, loopback=loopback)
+                if addr is not None:
+                    ways += [Direct(index, self._carrier.sockets[index].mapped(addr)) for index in self._reaching(addr)]
+        except NetworkError as error:
+            logger.info("peer=%s: %s", connection.peer, error)
+        self._carrier.offer(connection, ways)
+
+    def _reaching(self, addr: tuple[object, ...]) -> list[int]:
+        """The number of a socket that sends to an address, if there is one."""
+        family = socket.AF_INET if len(addr) == 2 else socket.AF_INET6
+        return [index for index, own in enumerate(self._carrier.sockets) if own.takes(family)][:1]
+
+    def _on_moved(self, connection: Connection) -> None:
+        logger.info("peer=%s addr=%s: takes another way", connection.peer, shown(connection.path.way))
 
     # ---- dialling
+
+    def _begin_dial(
+        self, peer: PeerId, addrs: tuple[str, ...], relay_addr: str | None = None, is_anybody: bool = False
+    ) -> None:
+        dial = _Dial(self._loop.call_later(HANDSHAKE_S, self._end_dial, peer), relay_addr, is_anybody)
+        self._dials[peer] = dial
+        dial.lookup = self._loop.create_task(self._try_all(peer, dial, addrs))
 
     async def _try_all(self, peer: PeerId, dial: _Dial, addrs: tuple[str, ...]) -> None:
         """Send an Initial to every address there is; names are looked up one after the other."""
@@ -217,19 +378,44 @@ class Endpoint:
             dial.reason = "no address of it is known"
         for addr in addrs:
             try:
-                host, port = split_host_port(addr)
+                plain, relay = split_relay(addr)
+                if relay is not None and relay != peer:
+                    dial.num_reaching += 1
+                    self.relays.reach(peer, addr, lambda reason: self._not_reached(peer, dial, reason))
+                    continue
+                host, port = split_host_port(plain)
                 found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
             except (OSError, UnicodeError, NetworkError) as error:
                 dial.reason = f"{addr}: {error}"
                 continue
-            for family, _, _, _, where in found[:MAX_DIAL_ADDRS]:
-                own = next((one for one in self._carrier.sockets if one.takes(family)), None)
-                if own is None:
+            for _, _, _, _, where in found[:MAX_DIAL_ADDRS]:
+                own = self._reaching(where)
+                if not own:
                     dial.reason = f"{addr}: no socket of this node reaches it"
                 elif len(dial.attempts) < MAX_DIAL_ADDRS:
-                    dial.attempts.append(self._carrier.dial(peer, own, own.mapped(where)))
+                    way = Direct(own[0], self._carrier.sockets[own[0]].mapped(where))
+                    dial.attempts.append(self._carrier.dial(peer, way))
         dial.lookup = None
-        if not dial.attempts:
+        if dial.is_hopeless:
+            self._end_dial(peer)
+
+    def _name(self, made_up: PeerId, peer: PeerId) -> None:
+        """Whoever was dialled has said who it is."""
+        dial = self._dials[made_up]
+        if peer in self._dials or peer in self._peers:
+            return
+        self._dials[peer] = self._dials.pop(made_up)
+        dial.is_anybody = False
+        dial.timer.cancel()
+        dial.timer = self._loop.call_later(HANDSHAKE_S, self._end_dial, peer)
+        for one in dial.attempts:
+            one.dialled = peer
+
+    def _not_reached(self, peer: PeerId, dial: _Dial, reason: str) -> None:
+        """A relay does not lead there now."""
+        dial.num_reaching -= 1
+        dial.reason = reason
+        if self._dials.get(peer) is dial and dial.is_hopeless:
             self._end_dial(peer)
 
     def _fail_attempt(self, connection: Connection, reason: str, is_duplicate: bool = False) -> None:
@@ -240,16 +426,21 @@ class Endpoint:
             return
         dial.attempts.remove(connection)
         if not is_duplicate:
-            dial.reason = f"{join_host_port(*connection.path.addr[:2])}: {reason}"
-            if not dial.attempts and dial.lookup is None:
+            dial.reason = f"{shown(connection.path.way)}: {reason}"
+            if dial.is_hopeless:
                 self._end_dial(connection.dialled)
 
     def _end_dial(self, peer: PeerId) -> None:
         """It did not get through."""
-        standby, reason = self._dials[peer].standby, self._dials[peer].reason
+        dial = self._dials[peer]
+        standby, reason = dial.standby, dial.reason
         self._take_dial(peer, keep=standby[0] if standby else None)
         if standby is None or standby[0].link.is_over:
-            self._tell(PeerDown(peer, reason))
+            self.relays.leave(peer)
+            if dial.relay_addr is not None:
+                self.relays.failed(dial.relay_addr, reason)
+            else:
+                self._tell(PeerDown(peer, reason))
         else:
             standby[0].link.greet(standby[0].hello)
             self._let_in(*standby)
@@ -268,5 +459,6 @@ class Endpoint:
 
 def _stats_of(connection: Connection) -> PeerStats:
     link = connection.link
-    addr = join_host_port(*connection.path.addr[:2])
-    return PeerStats(addr, link.quic.smoothed_rtt_s, link.sent_bytes, link.received_bytes, link.queued_bytes)
+    return PeerStats(
+        shown(connection.path.way), link.quic.smoothed_rtt_s, link.sent_bytes, link.received_bytes, link.queued_bytes
+    )

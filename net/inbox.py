@@ -6,7 +6,7 @@ time, and to the streams that it has. Not here: QUIC and time.
 
 from ..errors import LinkError
 from .outbox import MESSAGE_COST_BYTES, PIECE_BYTES, STREAM_ID_STEP, WINDOW_BYTES
-from .wire import MAX_FRAME_BYTES, MAX_SMALL_BYTES, Credit, Frame, FrameReader, Hello
+from .wire import MAX_FRAME_BYTES, MAX_REVOKE_BYTES, MAX_SMALL_BYTES, Credit, Frame, FrameReader, LinkFrame, encode
 
 CREDIT_BYTES = PIECE_BYTES  # consumed since the last credit before the next one is due
 MAX_BUFFERED_BYTES = MAX_FRAME_BYTES + WINDOW_BYTES  # of messages that are not complete
@@ -21,7 +21,7 @@ class Inbox:
 
     def __init__(self, first_stream_id: int) -> None:
         self._first_stream_id = first_stream_id
-        self._readers: dict[int, FrameReader] = {first_stream_id: FrameReader(MAX_SMALL_BYTES)}
+        self._readers: dict[int, FrameReader] = {first_stream_id: FrameReader(MAX_REVOKE_BYTES)}
         self._buffered_bytes = 0
         self._num_received = 0
         self._num_credited = 0
@@ -47,7 +47,7 @@ class Inbox:
         if stream_id == self._first_stream_id:
             if end_stream:
                 raise LinkError("the peer ended its first stream and not the connection")
-        elif any(isinstance(frame, Hello | Credit) for frame in frames):
+        elif any(isinstance(frame, LinkFrame) for frame in frames):
             raise LinkError(f"stream {stream_id} carries what only the first stream may")
         elif end_stream:
             self._end(stream_id, reader)
@@ -89,7 +89,4 @@ class Inbox:
 
 def _beside_its_bytes(frame: Frame) -> int:
     """What a message counts for beside its bytes; the link's own frames count for nothing at all."""
-    return -_OWN_BYTES[type(frame)] if isinstance(frame, Hello | Credit) else MESSAGE_COST_BYTES
-
-
-_OWN_BYTES = {Hello: 6 + 8 + 8 + 16, Credit: 6 + 8}
+    return -len(encode(frame)[0]) if isinstance(frame, LinkFrame) else MESSAGE_COST_BYTES

@@ -23,6 +23,7 @@ from .inbox import Inbox
 from .messages import Message, SessionKey
 from .outbox import PIECE_BYTES, SHORT_PATH_DATAGRAMS, SHORT_PATH_PIECES, Outbox
 from .quic import VIRTUAL_ADDR, MutualQuic
+from .relay_messages import RelayMessage
 from .wire import Credit, Hello
 
 # A peer that dies is to be noticed within 1 s where its machine says that the port is closed, and within 3 s where
@@ -30,6 +31,8 @@ from .wire import Credit, Hello
 BUSY_PING_S = 0.25  # of silence, while sessions are open
 IDLE_PING_S = 5.0  # of silence, else; NATs forget a mapping after 30 s (RFC 4787, section 4.3, asks for 120)
 PATIENCE_S = 2.5  # after the first unanswered ping
+RELAYED_PATIENCE_S = 4.0  # so that a relay's own death is noticed before that of those behind it
+STRANDED_PATIENCE_S = 12.0  # no way leads to the peer: time for a relay to be started again; below IDLE_TIMEOUT_S
 SHORT_PATIENCE_S = 0.4  # after a hint that the peer is gone, which may be forged; or three round trips, if longer
 SWEEP_S = 600.0  # a session that is silent for longer gets a new stream when it speaks again
 LONG_PATH_WINDOW_BYTES = 4 << 20  # of pieces, see outbox.WINDOW_BYTES
@@ -65,7 +68,7 @@ class Over:
     code: int | None = None
 
 
-LinkEvent = Proven | Greeted | Over | Message
+LinkEvent = Proven | Greeted | Over | Message | RelayMessage
 
 
 class _State(Enum):
@@ -89,11 +92,13 @@ class Link:
         self._state = _State.HANDSHAKE
         self._has_greeted = self._is_greeted = False
         self._is_mute = False
-        self._early: list[Message] = []  # overtook the Hello on another stream
+        self._early: list[Message | RelayMessage] = []  # overtook the Hello on another stream
         self._last_heard = now
         self._last_ping = now
         self._waiting_since: float | None = None  # the first ping that nothing came after
         self._hinted_at: float | None = None
+        self.patience_s = PATIENCE_S
+        self.is_vital = False  # noticed soon when it dies, though no session is open
         self._num_pings = 0
         self._next_sweep = now + SWEEP_S
         self.sent_bytes = 0
@@ -119,7 +124,7 @@ class Link:
     @property
     def is_busy(self) -> bool:
         """Whether somebody waits for this peer, so that its death is to be noticed soon."""
-        return bool(self._outbox.num_sessions or self._inbox.num_sessions or self._outbox.queued_bytes)
+        return bool(self.is_vital or self._outbox.num_sessions or self._inbox.num_sessions or self._outbox.queued_bytes)
 
     @property
     def queued_bytes(self) -> int:
@@ -132,7 +137,7 @@ class Link:
         self._has_greeted = True
         self._outbox.send_own(hello)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message | RelayMessage) -> None:
         """Queue a message.
 
         Raises:
@@ -155,6 +160,14 @@ class Link:
         if self._state is _State.PROVEN and self._hinted_at is None:
             self._hinted_at = now
             self._ping(now)
+
+    def take_another_way(self, now: float) -> None:
+        """The peer is reached on another way from now on: what was measured is void, and what was lost is soon seen."""
+        self.quic.forget_path()
+        self._hinted_at = None
+        if self._state is _State.PROVEN:
+            self._ping(now)
+            self._waiting_since = now
 
     def close(self, code: int, reason: str) -> None:
         """End it, and let ``transmit`` tell the peer."""
@@ -270,7 +283,7 @@ class Link:
         """When the peer is given up, unless it is heard."""
         if self._hinted_at is not None:
             return self._hinted_at + max(SHORT_PATIENCE_S, 3 * self.quic.smoothed_rtt_s)
-        return math.inf if self._waiting_since is None else self._waiting_since + PATIENCE_S
+        return math.inf if self._waiting_since is None else self._waiting_since + self.patience_s
 
     def _ping(self, now: float) -> None:
         self._num_pings += 1

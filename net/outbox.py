@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ..errors import LinkError
 from .messages import Message, SessionKey, Step
+from .relay_messages import RelayMessage
 from .wire import Frame, encode
 
 PIECE_BYTES = 64 << 10
@@ -81,7 +82,7 @@ class Outbox:
         """Queue a Hello or a Credit, which needs no credit itself."""
         self._urgent.append(_Item(self._control, memoryview(b"".join(encode(frame))), False))
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message | RelayMessage) -> None:
         """Queue a message behind those of its session.
 
         Raises:

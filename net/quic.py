@@ -15,6 +15,7 @@ and pyproject.toml pins the versions that have them. What it changes, and why:
 Not here: sockets, addresses, what is sent.
 """
 
+import math
 import ssl
 from collections import deque
 from typing import Any
@@ -60,7 +61,10 @@ PRIVATE_RECOVERY_NAMES = (
     "_in_persistent_congestion",
     "_on_packets_lost",
     "_pacer",
+    "_pto_count",
+    "_rtt_initialized",
     "_rtt_latest",
+    "_rtt_min",
     "_rtt_smoothed",
 )
 
@@ -168,6 +172,12 @@ class MutualQuic(QuicConnection):
         """Open the receive window for as much as was read."""
         self._receive_limit.consumed += num_bytes
 
+    def forget_path(self) -> None:
+        """The peer is reached on another way: what was measured on the last one is void (RFC 9000, section 9.4)."""
+        recovery = self._loss
+        assert isinstance(recovery, _TolerantRecovery)
+        recovery.forget_path()
+
     def peer_kept_its_promises(self) -> None:
         """Call when the handshake is over: the other end is of our kind, and acknowledges as soon as we do."""
         self._loss.max_ack_delay = PEER_ACK_DELAY_S
@@ -252,6 +262,14 @@ class _TolerantRecovery(QuicPacketRecovery):
         self._packet_threshold = K_PACKET_THRESHOLD
         self._time_threshold = K_TIME_THRESHOLD
         self._declared_lost: deque[int] = deque(maxlen=_REMEMBERED_LOSSES)
+
+    def forget_path(self) -> None:
+        """Round trips and rates begin anew, and what is lost is sent again soon."""
+        self._rtt_initialized, self._rtt_min, self._pto_count = False, math.inf, 0
+        self._packet_threshold, self._time_threshold = K_PACKET_THRESHOLD, K_TIME_THRESHOLD
+        control = self._cc
+        assert isinstance(control, congestion.DeliveryRateControl)
+        control.forget_path()
 
     def on_ack_received(self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
         """An acknowledgement, which may name what was taken for lost."""

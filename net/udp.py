@@ -15,7 +15,7 @@ from itertools import islice
 import psutil
 
 from ..errors import NetworkError
-from .paths import Addr
+from .ways import Addr
 
 logger = logging.getLogger(__name__)
 

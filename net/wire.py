@@ -29,7 +29,39 @@ from .messages import (
     SessionKey,
     Step,
 )
-from .wire_fields import Both, Choice, Form, Number, Raw, Session, Several, Text, check_span, check_within, chosen
+from .relay_messages import (
+    Accept,
+    Announce,
+    Candidates,
+    Channel,
+    Leave,
+    Limited,
+    Reach,
+    Register,
+    Registered,
+    RelayMessage,
+    Revoke,
+    Unreachable,
+    Watch,
+    Withdrawn,
+)
+from .ways import CHANNEL_BYTES
+from .wire_fields import (
+    Blob,
+    Both,
+    Choice,
+    Flag,
+    Form,
+    Number,
+    Peer,
+    Raw,
+    Session,
+    Several,
+    Text,
+    check_span,
+    check_within,
+    chosen,
+)
 
 WIRE_VERSION = 1  # agreed on by ALPN in the handshake (RFC 7301), so it is in no frame
 
@@ -41,7 +73,7 @@ MAX_WIDTH = 1 << 16  # elements in a row; the widest models have 18,432
 MAX_LAYERS = 1 << 12
 MAX_LEASE_S = 24 * 3600
 MAX_ADDRS = 16
-MAX_ADDR_BYTES = 260  # a host name has at most 253 characters (RFC 1035, section 2.3.4), ":65535" six more
+MAX_ADDR_BYTES = 300  # a host name has at most 253 characters (RFC 1035, section 2.3.4), ":65535" six, a relay's id 41
 MAX_TEXT_BYTES = 1024
 MAX_NAME_BYTES = 256  # a model's
 MAX_VERSION_BYTES = 64
@@ -51,6 +83,9 @@ FINGERPRINT_BYTES = 32
 INSTANCE_BYTES = 8
 PATH_TAG_BYTES = 8
 PATH_KEY_BYTES = 16
+MAX_MEMBERSHIP_BYTES = 1024  # see membership.py
+MAX_ANNOUNCEMENT_BYTES = 6 << 10  # see announcement.py
+MAX_REVOCATIONS_BYTES = 32 << 10  # see membership.py; the one small message that may be longer than the others
 INT8_GROUP = 128  # elements that share a scale
 
 _U32 = (1 << 32) - 1
@@ -59,8 +94,10 @@ _LENGTH_BYTES = 4  # which `length` itself does not count
 _STEP = struct.Struct(f">IBB{PEER_DIGEST_BYTES}sQIIIHBBI")
 _STEP_KIND = 1
 _IS_REPLAY = 0x01
+_REVOKE_KIND = 27
 
 STEP_HEADER_BYTES = _STEP.size  # 56: a multiple of 8, so that a payload lies aligned for every dtype
+MAX_REVOKE_BYTES = _PREFIX.size + 2 + MAX_REVOCATIONS_BYTES
 MAX_FRAME_BYTES = STEP_HEADER_BYTES + MAX_PAYLOAD_BYTES
 
 Part = bytes | memoryview
@@ -74,11 +111,13 @@ class Hello:
         instance: of this process, by chance; two connections from the same one are one too many.
         path_tag: what probes of a path to this end begin with.
         path_key: that they are authenticated by.
+        membership: in which network this end is (membership.py); empty for none.
     """
 
     instance: bytes
     path_tag: bytes
     path_key: bytes
+    membership: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +127,16 @@ class Credit:
     num_consumed: int
 
 
-Frame = Message | Hello | Credit
+LinkFrame = Hello | Credit
+Frame = Message | RelayMessage | LinkFrame
 
 _SESSION = Session()
 _STEP_NUMBER = Number("step", 4, 0, _U32)
 _POSITION = Number("position", 4, 0, MAX_TOKENS)
-_NEIGHBOURS = Both(Several("addresses", Text("an address", MAX_ADDR_BYTES), MAX_ADDRS))
+_ADDRS = Several("addresses", Text("an address", MAX_ADDR_BYTES), MAX_ADDRS)
+_NEIGHBOURS = Both(_ADDRS)
+_PEER = Peer()
+_CHANNEL = Raw("channel", CHANNEL_BYTES)
 _LAYERS = {"start": Number("start", 2, 0, MAX_LAYERS), "end": Number("end", 2, 0, MAX_LAYERS)}
 _FINGERPRINT = Raw("fingerprint", FINGERPRINT_BYTES)
 
@@ -147,6 +190,19 @@ _FORMS = (
         },
         rule=lambda one: check_span(one.start, one.end, one.dtype),
     ),
+    Form(16, Register, {}),
+    Form(17, Registered, {"addr": Text("an address", MAX_ADDR_BYTES), "max_rate": Number("max_rate", 8, 1, 1 << 40)}),
+    Form(18, Reach, {"peer": _PEER}),
+    Form(19, Channel, {"peer": _PEER, "channel": _CHANNEL, "is_asker": Flag("is_asker")}),
+    Form(20, Accept, {"channel": _CHANNEL}),
+    Form(21, Unreachable, {"peer": _PEER, "text": Text("text", MAX_TEXT_BYTES)}),
+    Form(22, Leave, {"channel": _CHANNEL, "text": Text("text", MAX_TEXT_BYTES)}),
+    Form(23, Limited, {"channel": _CHANNEL, "num_dropped": Number("num_dropped", 4, 1, _U32)}),
+    Form(24, Announce, {"announcement": Blob("announcement", MAX_ANNOUNCEMENT_BYTES)}),
+    Form(25, Watch, {}),
+    Form(26, Withdrawn, {"peer": _PEER}),
+    Form(28, Candidates, {"addrs": _ADDRS}),
+    Form(27, Revoke, {"revocations": Blob("revocations", MAX_REVOCATIONS_BYTES)}),
     Form(
         128,
         Hello,
@@ -154,6 +210,7 @@ _FORMS = (
             "instance": Raw("instance", INSTANCE_BYTES),
             "path_tag": Raw("path_tag", PATH_TAG_BYTES),
             "path_key": Raw("path_key", PATH_KEY_BYTES),
+            "membership": Blob("membership", MAX_MEMBERSHIP_BYTES),
         },
     ),
     Form(129, Credit, {"num_consumed": Number("num_consumed", 8, 0, (1 << 64) - 1)}),
@@ -273,6 +330,8 @@ def _check_prefix(kind: int, flags: int, frame_bytes: int) -> None:
         low, high, known_flags = STEP_HEADER_BYTES, MAX_FRAME_BYTES, _IS_REPLAY
     elif kind in _FORM_OF_KIND:
         low, high, known_flags = _PREFIX.size, MAX_SMALL_BYTES, 0
+        if kind == _REVOKE_KIND:
+            high = MAX_REVOKE_BYTES
     else:
         raise WireError(f"kind {kind} is no message of version {WIRE_VERSION}")
     if not low <= frame_bytes <= high:

@@ -87,6 +87,58 @@ class Raw:
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes after their number, a u16."""
+
+    name: str
+    max_bytes: int
+
+    def pack(self, value: bytes) -> bytes:
+        """See Field."""
+        return self._length.pack(len(value)) + value
+
+    def unpack(self, cursor: Cursor) -> bytes:
+        """See Field."""
+        return cursor.take(self._length.unpack(cursor))
+
+    @property
+    def _length(self) -> Number:
+        return Number(f"the length of {self.name}", 2, 0, self.max_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Yes or no, a u8 of 1 or 0."""
+
+    name: str
+
+    def pack(self, value: bool) -> bytes:
+        """See Field."""
+        return self._number.pack(int(value))
+
+    def unpack(self, cursor: Cursor) -> bool:
+        """See Field."""
+        return bool(self._number.unpack(cursor))
+
+    @property
+    def _number(self) -> Number:
+        return Number(self.name, 1, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A peer's digest."""
+
+    def pack(self, value: PeerId) -> bytes:
+        """See Field."""
+        return value.digest
+
+    def unpack(self, cursor: Cursor) -> PeerId:
+        """See Field."""
+        return PeerId(cursor.take(PEER_DIGEST_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """UTF-8 after its length in bytes, a u16."""
 

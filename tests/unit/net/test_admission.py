@@ -4,12 +4,13 @@ import os
 
 import pytest
 
-from hopformer.net.admission import MAX_STRANGERS, Known, Rate, Retries, keeps_old, parse_initial, why_refused
+from hopformer.net.admission import MAX_STRANGERS, Guests, Known, Rate, Retries, keeps_old, parse_initial
 from hopformer.net.identity import Identity, PeerId
 from hopformer.net.quic import VIRTUAL_ADDR, Credentials, MutualQuic
+from hopformer.net.ways import Direct
 
 ANNA, BELA, CARA = PeerId(bytes(22)), PeerId(b"\1" * 22), PeerId(b"\2" * 22)
-ADDR = ("192.0.2.1", 4711)
+WAY = Direct(0, ("192.0.2.1", 4711))
 
 
 def first_datagram() -> tuple[MutualQuic, bytes]:
@@ -41,20 +42,20 @@ def test_a_retry_proves_an_address_and_no_other() -> None:
     retries, now = Retries(), 50.0
     client, datagram = first_datagram()
     initial = parse_initial(datagram)
-    client.receive_datagram(retries.packet(initial, ADDR, now), VIRTUAL_ADDR, 100.1)
+    client.receive_datagram(retries.packet(initial, WAY, now), VIRTUAL_ADDR, 100.1)
     ((again, _), *_) = client.datagrams_to_send(100.1)
     second = parse_initial(again)
     assert second.token and second.destination_id != initial.destination_id
-    assert retries.original_id(second, ADDR, now + 1) == initial.destination_id
-    assert retries.original_id(second, ("192.0.2.2", 4711), now + 1) is None
-    assert retries.original_id(second, ("192.0.2.1", 4712), now + 1) is None
-    assert retries.original_id(second, ADDR, now + 60) is None
-    assert Retries().original_id(second, ADDR, now + 1) is None
+    assert retries.original_id(second, WAY, now + 1) == initial.destination_id
+    assert retries.original_id(second, Direct(0, ("192.0.2.2", 4711)), now + 1) is None
+    assert retries.original_id(second, Direct(0, ("192.0.2.1", 4712)), now + 1) is None
+    assert retries.original_id(second, WAY, now + 60) is None
+    assert Retries().original_id(second, WAY, now + 1) is None
 
 
 def test_an_ipv6_address_with_a_zone_gets_a_token() -> None:
     _, datagram = first_datagram()
-    assert Retries().packet(parse_initial(datagram), ("fe80::1%eth0", 4711, 0, 2), 1.0)
+    assert Retries().packet(parse_initial(datagram), Direct(0, ("fe80::1%eth0", 4711, 0, 2)), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -80,14 +81,14 @@ def test_both_ends_keep_the_same_connection() -> None:
 
 
 def test_who_is_let_in() -> None:
-    assert why_refused(ANNA, BELA, None, 0) is None
-    assert "no Ed25519 certificate" in why_refused(None, BELA, None, 0)
-    assert "this is you" in why_refused(BELA, BELA, frozenset({BELA}), 0)
-    assert why_refused(ANNA, BELA, frozenset({ANNA}), MAX_STRANGERS) is None
-    assert f"{ANNA} is not on this node's list" in why_refused(ANNA, BELA, frozenset({CARA}), 0)
-    assert "not on this node's list" in why_refused(ANNA, BELA, frozenset(), 0)
-    assert why_refused(ANNA, BELA, None, MAX_STRANGERS - 1) is None
-    assert "connected already" in why_refused(ANNA, BELA, None, MAX_STRANGERS)
+    assert Guests(None).why_refused(ANNA, BELA, 0) is None
+    assert "no Ed25519 certificate" in Guests(None).why_refused(None, BELA, 0)
+    assert "this is you" in Guests(frozenset({BELA})).why_refused(BELA, BELA, 0)
+    assert Guests(frozenset({ANNA})).why_refused(ANNA, BELA, MAX_STRANGERS) is None
+    assert f"{ANNA} is not on this node's list" in Guests(frozenset({CARA})).why_refused(ANNA, BELA, 0)
+    assert "not on this node's list" in Guests(frozenset()).why_refused(ANNA, BELA, 0)
+    assert Guests(None).why_refused(ANNA, BELA, MAX_STRANGERS - 1) is None
+    assert "connected already" in Guests(None).why_refused(ANNA, BELA, MAX_STRANGERS)
 
 
 def test_a_rate_lets_through_as_much_as_it_says() -> None:

@@ -4,13 +4,14 @@ import itertools
 
 import pytest
 
-from hopformer.net import paths
-from hopformer.net.paths import ETHERNET_DATAGRAM_BYTES, PROBE_BYTES, SITE_DATAGRAM_BYTES, Path, is_probe, tag_of
+from hopformer.net.paths import ETHERNET_DATAGRAM_BYTES, SITE_DATAGRAM_BYTES, Path
+from hopformer.net.probes import PROBE_BYTES, is_probe, tag_of
 from hopformer.net.quic import MIN_DATAGRAM_BYTES
+from hopformer.net.ways import Direct
 from hopformer.net.wire import Hello
 
 OWN, PEERS = Hello(b"i" * 8, b"o" * 8, b"1" * 16), Hello(b"j" * 8, b"p" * 8, b"2" * 16)
-SITE, WORLD, THIRD = ("127.0.0.1", 4711), ("8.8.8.8", 4711), ("127.0.0.2", 9)
+SITE, WORLD, THIRD = (Direct(0, addr) for addr in (("127.0.0.1", 4711), ("8.8.8.8", 4711), ("127.0.0.2", 9)))
 
 
 def nonces() -> itertools.count:
@@ -57,7 +58,7 @@ def test_datagrams_grow_when_a_padded_probe_was_answered() -> None:
     ],
 )
 def test_large_datagrams_are_tried_within_a_site_only(addr: tuple, rtt_s: float, size: int) -> None:
-    _, ((datagram, _),) = path_to(addr, rtt_s=rtt_s)
+    _, ((datagram, _),) = path_to(Direct(0, addr), rtt_s=rtt_s)
     assert len(datagram) == size
 
 
@@ -87,9 +88,9 @@ def test_a_new_address_is_taken_once_the_peer_answers_there() -> None:
     taken(path, answer(outgoing), SITE)
     challenges = path.heard_from(THIRD, 101.0)
     assert [(len(datagram), addr) for datagram, addr in challenges] == [(PROBE_BYTES, THIRD)]
-    assert path.addr == SITE
+    assert path.way == SITE
     more = taken(path, answer(challenges), THIRD)
-    assert path.addr == THIRD and path.datagram_bytes == MIN_DATAGRAM_BYTES
+    assert path.way == THIRD and path.datagram_bytes == MIN_DATAGRAM_BYTES
     assert [(len(datagram), addr) for datagram, addr in more] == [(SITE_DATAGRAM_BYTES, THIRD)]
 
 
@@ -102,7 +103,7 @@ def test_an_address_that_never_answers_gets_three_small_datagrams() -> None:
     while (now := path.next_deadline()) < 110:
         sent += path.handle_deadline(now)
     assert [len(datagram) for datagram, addr in sent if addr == THIRD] == [PROBE_BYTES] * 3
-    assert path.addr == SITE and path.datagram_bytes == SITE_DATAGRAM_BYTES
+    assert path.way == SITE and path.datagram_bytes == SITE_DATAGRAM_BYTES
 
 
 def test_before_the_keys_are_known_nothing_is_asked_and_nothing_answered() -> None:
@@ -128,13 +129,13 @@ def test_an_answer_to_another_question_moves_nothing() -> None:
     replies = answer(outgoing)
     taken(path, replies, SITE)
     challenges = path.heard_from(THIRD, 101.0)
-    assert taken(path, replies, THIRD) == [] and path.addr == SITE  # the first one, said again
+    assert taken(path, replies, THIRD) == [] and path.way == SITE  # the first one, said again
     taken(path, answer(challenges), THIRD)
-    assert path.addr == THIRD
+    assert path.way == THIRD
 
 
 def test_probes_are_told_from_quic_by_their_first_byte() -> None:
     _, ((datagram, _),) = path_to(SITE)
     assert is_probe(datagram) and tag_of(datagram) == PEERS.path_tag and not datagram[0] & 0x40
     assert not is_probe(datagram[: PROBE_BYTES - 1]) and not is_probe(bytes(100)) and not is_probe(b"\x41" * 100)
-    assert paths.PROBE_BYTES == 33
+    assert PROBE_BYTES == 33
