@@ -66,7 +66,7 @@ class Connection:
 class Forwarder(Protocol):
     """What a relay does with datagrams of channels."""
 
-    def take(self, datagram: bytes, way: Direct, now: float) -> None:
+    def forward(self, datagram: bytes, way: Direct, now: float) -> None:
         """One has come on ``way``."""
         ...
 
@@ -173,6 +173,10 @@ class Carrier:
         """What only a connection's peer can know has come on ``way``."""
         self._follow(connection, connection.path.heard_from(way, self._loop.time()))
 
+    def is_full(self, way: Way) -> bool:
+        """Whether the kernel takes no more from the socket now."""
+        return isinstance(way, Direct) and self._sockets[way.socket].has_backlog
+
     def send(self, way: Way, datagrams: Iterable[bytes]) -> None:
         """Send datagrams on a way. Where it has ceased to be one they are lost, which QUIC repairs."""
         if isinstance(way, Relayed):
@@ -221,7 +225,7 @@ class Carrier:
         if not is_relayed(datagram):
             return self._receive(datagram, way, now)
         if self.forwarder is not None:
-            self.forwarder.take(datagram, way, now)
+            self.forwarder.forward(datagram, way, now)
             return None
         channel = self._channels.get(datagram[:CHANNEL_PREFIX_BYTES])
         return None if channel is None else self._receive(datagram[CHANNEL_PREFIX_BYTES:], channel[0], now)
@@ -348,6 +352,8 @@ class Carrier:
         socket.send()
         if not socket.has_backlog:
             self._loop.remove_writer(socket.fileno())
+            if self.forwarder is not None:
+                self.forwarder.flush()
 
     def _arm(self, connection: Connection) -> None:
         """Set the timer."""

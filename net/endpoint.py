@@ -69,6 +69,10 @@ class Desk(Protocol):
         """It says something."""
         ...
 
+    def moved(self, connection: Connection) -> None:
+        """It is reached at another address than before."""
+        ...
+
 
 class Endpoint:
     """All peers of a node.
@@ -107,6 +111,11 @@ class Endpoint:
         self.relays = Relays(
             self, self._carrier, lambda one: self.heard(one), lambda revocations: self.revoked(revocations)
         )
+
+    @property
+    def carrier(self) -> Carrier:
+        """For who passes datagrams on."""
+        return self._carrier
 
     @property
     def addrs(self) -> tuple[str, ...]:
@@ -362,6 +371,8 @@ class Endpoint:
 
     def _on_moved(self, connection: Connection) -> None:
         logger.info("peer=%s addr=%s: takes another way", connection.peer, shown(connection.path.way))
+        if self.desk is not None:
+            self.desk.moved(connection)
 
     # ---- dialling
 
