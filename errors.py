@@ -17,6 +17,7 @@
     └── NetworkError               the network's process, or what a peer did on it
         ├── WireError              bytes that are no message, or a message beyond the wire's limits
         ├── LinkError              a connection that cannot go on: a broken rule, a full queue
+        ├── MembershipError        a token, a membership or a list of revocations that is not good
         └── NoRouteError           layers that nobody serves any more
 
 Bugs of ours are ``assert``, not one of these.
@@ -89,6 +90,10 @@ class WireError(NetworkError):
 
 class LinkError(NetworkError):
     """A connection that cannot go on: a rule that the peer broke, or a queue that nobody empties."""
+
+
+class MembershipError(NetworkError):
+    """A token, a membership or a list of revocations that is damaged, forged, expired, revoked or another's."""
 
 
 class NoRouteError(NetworkError):
