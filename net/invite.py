@@ -28,6 +28,7 @@ _MAX_BYTES = _MIN_BYTES + MAX_RELAYS * (PEER_DIGEST_BYTES + 2 + MAX_RELAY_ADDR_B
 MIN_TOKEN_LENGTH = len(TOKEN_PREFIX) + 1 + -(-_MIN_BYTES * 8 // 5)  # characters: 246, without a relay
 MAX_TOKEN_LENGTH = len(TOKEN_PREFIX) + 1 + -(-_MAX_BYTES * 8 // 5)  # 1219; with one relay it is some 310
 _CHECKSUM_DOMAIN = b"hopformer token checksum v1\0"
+_DAMAGED = "the token is damaged: it was cut short, or a character is mistyped; copy all of it again"
 _BASE32 = re.compile(r"[a-z2-7]*", re.ASCII)
 
 
@@ -55,7 +56,7 @@ class Token:
         raw = _decode(text)
         body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
         if checksum != _checksum(body):
-            raise MembershipError("the token is damaged: it was cut short, or a character is mistyped; copy it again")
+            raise MembershipError(_DAMAGED)
         member = Identity.from_seed(body[:_SEED_BYTES])
         signature, grant = body[_SEED_BYTES:][:SIGNATURE_BYTES], body[_SEED_BYTES + SIGNATURE_BYTES :]
         try:
@@ -102,7 +103,7 @@ def _decode(text: str) -> bytes:
     except ValueError:
         raw = b""  # a length that no bytes have
     if len(raw) < _MIN_BYTES or _base32(raw) != rest:  # bits to spare would be a second spelling
-        raise MembershipError("the token is damaged: it was cut short; copy it again, all of it")
+        raise MembershipError(_DAMAGED)
     return raw
 
 
