@@ -12,6 +12,7 @@ import typer
 from .. import __version__
 from .bench import bench_app
 from .flags import command
+from .invite import invite_app
 from .map import map_app
 from .node_flags import NodeFlags, SpanFlags
 from .options import LoadFlags, ModelArgument, OutputFlags, SamplingFlags, StopFlags, parse_layers
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 app.add_typer(bench_app, name="bench")
 app.add_typer(map_app, name="map")
+app.add_typer(invite_app, name="invite")
 
 # How often an idle thread of OpenMP looks for work before it sleeps: for 0.3 ms, and the next layer comes sooner. With
 # libgomp's own 300,000, about 8 ms, it takes a processor from the node's network at every step; at 3,000 decoding here

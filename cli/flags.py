@@ -6,12 +6,13 @@ become a line on stderr and an exit code.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from ..errors import UsageError
 from .reporting import configure_logging, report
 
 Command = Callable[..., int]
@@ -37,32 +38,69 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Command], Co
     """Register the decorated function with ``app``. It returns its exit code."""
 
     def register(function: Command) -> Command:
-        hints = get_type_hints(function, include_extras=True)
-        groups = {key: hint for key, hint in hints.items() if is_dataclass(hint)}
-
-        def run(**values: Any) -> None:
-            logs = _take(LogFlags, values)
-            arguments = {key: _take(group, values) for key, group in groups.items()}
-            configure_logging(logs.log_level, logs.log_format)
-            try:
-                code = function(**arguments, **values)
-            except (Exception, KeyboardInterrupt) as error:
-                code = report(error, logs.debug)
-            raise typer.Exit(code)
-
-        parameters: list[inspect.Parameter] = []
-        for parameter in inspect.signature(function).parameters.values():
-            group = groups.get(parameter.name)
-            single = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
-            parameters.extend([single] if group is None else _parameters(group))
-        parameters.extend(_parameters(LogFlags))
-        run.__doc__ = _unwrapped(function.__doc__ or "")
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        app.command(name or function.__name__)(run)
+        app.command(name or function.__name__)(_runner(function))
         return function
 
     return register
+
+
+def default_command(app: typer.Typer) -> Callable[[Command], Command]:
+    """Register the decorated function as what ``app`` does where none of its commands is named."""
+
+    def register(function: Command) -> Command:
+        run = _runner(function)
+
+        def run_unless_named(context: typer.Context, **values: Any) -> None:
+            if context.invoked_subcommand is None:
+                run(**values)
+            elif given := _given(context, values):
+                flag, name = "--" + given[0].replace("_", "-"), context.invoked_subcommand
+                error = UsageError(f"{flag} before {name} changes nothing; the flags of {name} go after it")
+                raise typer.Exit(report(error, debug=False))
+
+        own = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        _dress(run_unless_named, run.__doc__, [own, *inspect.signature(run).parameters.values()])
+        app.callback(invoke_without_command=True)(run_unless_named)
+        return function
+
+    return register
+
+
+def _runner(function: Command) -> Callable[..., None]:
+    """``function`` as typer takes it: a parameter for each flag, and the exit code as an exception."""
+    hints = get_type_hints(function, include_extras=True)
+    groups = {key: hint for key, hint in hints.items() if is_dataclass(hint)}
+
+    def run(**values: Any) -> None:
+        logs = _take(LogFlags, values)
+        arguments = {key: _take(group, values) for key, group in groups.items()}
+        configure_logging(logs.log_level, logs.log_format)
+        try:
+            code = function(**arguments, **values)
+        except (Exception, KeyboardInterrupt) as error:
+            code = report(error, logs.debug)
+        raise typer.Exit(code)
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        group = groups.get(parameter.name)
+        single = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+        parameters.extend([single] if group is None else _parameters(group))
+    _dress(run, _unwrapped(function.__doc__ or ""), [*parameters, *_parameters(LogFlags)])
+    return run
+
+
+def _dress(run: Callable[..., None], doc: str | None, parameters: list[inspect.Parameter]) -> None:
+    """Give ``run`` what typer reads of a function."""
+    run.__doc__ = doc
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+
+
+def _given(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that were flags on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _parameters(group: Any) -> list[inspect.Parameter]:

@@ -5,8 +5,13 @@ from pathlib import Path
 
 
 def config_folder() -> Path:
-    """Keys."""
+    """Keys, and the networks whose authority they are."""
     return _base("XDG_CONFIG_HOME", ".config") / "hopformer"
+
+
+def network_folder(network_id: object) -> Path:
+    """What the authority of a network knows of it, see net/authority_files.py."""
+    return config_folder() / "networks" / str(network_id)
 
 
 def state_folder() -> Path:

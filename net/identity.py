@@ -134,7 +134,7 @@ class Identity:
         """
         pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         try:
-            _make_private_folders(path.parent)
+            make_private_folders(path.parent)
             _create_private(path, pem)
         except FileExistsError:
             raise
@@ -207,6 +207,7 @@ def _create_private(path: Path, content: bytes) -> None:
         os.unlink(draft)
 
 
-def _make_private_folders(folder: Path) -> None:
+def make_private_folders(folder: Path) -> None:
+    """Make ``folder`` and the folders above it that are missing, mode 0700."""
     for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from hopformer.cli.flags import LogFlags, command
+from hopformer.cli.flags import LogFlags, command, default_command
 from hopformer.errors import UsageError
 
 
@@ -81,3 +81,45 @@ def test_the_help_has_the_flags_of_the_group(app: typer.Typer, capsys: pytest.Ca
     run(app, "paint", "--help")
     out = capsys.readouterr().out
     assert "Paint a wall." in out and "--colour" in out and "--log-level" in out
+
+
+@pytest.fixture
+def group(calls: list[object]) -> typer.Typer:
+    app = typer.Typer()
+
+    @default_command(app)
+    def paint(*, paint: Paint) -> int:
+        """Paint all walls."""
+        calls.append(paint)
+        if paint.colour == "none":
+            raise UsageError("none is no colour")
+        return 3
+
+    @command(app)
+    def wash(colour: str = "white") -> int:
+        """Wash them."""
+        calls.append(colour)
+        return 4
+
+    return app
+
+
+def test_a_default_command_runs_where_no_other_is_named(group: typer.Typer, calls: list[object]) -> None:
+    assert run(group, "--colour", "blue") == 3 and run(group) == 3
+    assert run(group, "wash") == 4 and run(group, "wash", "--colour", "grey") == 4
+    assert calls == [Paint("blue", []), Paint("red", []), "white", "grey"]
+
+
+def test_an_error_of_a_default_command_is_one_line(group: typer.Typer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(group, "--colour", "none") == 2
+    assert capsys.readouterr().err == "hopformer: none is no colour\n"
+
+
+def test_a_flag_that_would_be_dropped_is_refused(
+    group: typer.Typer, calls: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags in (["--colour", "red"], ["--log-level", "info"]):
+        assert run(group, *flags, "wash") == 2
+        words = f"{flags[0]} before wash changes nothing; the flags of wash go after it"
+        assert capsys.readouterr().err == f"hopformer: {words}\n"
+    assert calls == []

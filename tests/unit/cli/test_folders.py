@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from hopformer.cli.folders import config_folder, state_folder
+from hopformer.cli.folders import config_folder, network_folder, state_folder
 
 
 def test_the_variables_of_the_specification_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/etc/mine")
     monkeypatch.setenv("XDG_STATE_HOME", "/var/mine")
     assert (config_folder(), state_folder()) == (Path("/etc/mine/hopformer"), Path("/var/mine/hopformer"))
+    assert network_folder("abc") == Path("/etc/mine/hopformer/networks/abc")
 
 
 @pytest.mark.parametrize("value", ["", "relative/folder"])
