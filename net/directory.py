@@ -8,8 +8,9 @@ Everything is bounded: how many peers, how long an announcement is and lasts, an
 Not here: who belongs to a mesh (``admit`` is asked), and how announcements travel.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntFlag
 
 from ..errors import NetworkError
@@ -48,16 +49,26 @@ class Entry:
 
 @dataclass(slots=True, eq=False)
 class _Known:
-    """A peer's newest announcement; is_listed until it expires or the peer is gone, and kept until ``forget_at``."""
+    """What a peer announced last; listed while it is good on some way, and remembered until ``forget_at``.
+
+    Attributes:
+        good_until: when the announcement expires, on whatever way it came.
+        via: each way on which the peer is heard, and until when what it said there is good.
+        num_changes: that count against MAX_BURST; one less each MIN_INTERVAL_S.
+    """
 
     announcement: Announcement
     blob: bytes
     heard_at: float
-    expires_at: float
+    good_until: float
     forget_at: float
-    via: dict[Via, float] = field(default_factory=dict)  # until when
-    is_listed: bool = True
-    num_changes: float = 1.0  # that count against MAX_BURST; one less each MIN_INTERVAL_S
+    via: dict[Via, float]
+    num_changes: float
+
+    @property
+    def next_deadline(self) -> float:
+        """When it is to be listed no longer, or to be forgotten."""
+        return max(self.via.values()) if self.via else self.forget_at
 
 
 class Directory:
@@ -68,13 +79,11 @@ class Directory:
         max_entries: peers that are remembered.
     """
 
-    def __init__(
-        self, admit: Callable[[Announcement], None] = lambda _: None, max_entries: int = MAX_ENTRIES
-    ) -> None:
+    def __init__(self, admit: Callable[[Announcement], None] = lambda _: None, max_entries: int = MAX_ENTRIES) -> None:
         self._admit = admit
         self._max_entries = max_entries
         self._known: dict[PeerId, _Known] = {}
-        self._deadline = float("inf")  # nothing is to be done before
+        self._deadline = math.inf  # nothing is to be done before
 
     def put(self, blob: bytes, now: float, now_unix: float, via: Via = Via.RELAY) -> Announcement | None:
         """Take up what somebody says a peer announces; None where that is not newer than what is known, or too soon.
@@ -86,8 +95,9 @@ class Directory:
         peer, issued_at = peek(blob)
         known = self._known.get(peer)
         if known is not None and issued_at <= known.announcement.issued_at:
-            if issued_at == known.announcement.issued_at and via not in known.via:
-                self._heard_again(known, blob, now_unix, via)
+            if issued_at == known.announcement.issued_at and known.via and via not in known.via:
+                parse(blob, now_unix)  # the same on another way, perhaps with fewer addresses
+                known.via[via] = known.good_until
             return None
         announcement = parse(blob, now_unix)
         self._admit(announcement)
@@ -97,19 +107,13 @@ class Directory:
             if num_changes > MAX_BURST:
                 return None
         elif len(self._known) >= self._max_entries:
-            self._make_room(now)
-        remaining_s = announcement.remaining_s(now_unix)
-        new = _Known(
-            announcement,
-            blob,
-            now,
-            expires_at=now + remaining_s,
-            forget_at=now + (announcement.issued_at / 1000 + MAX_VALID_S + MAX_SKEW_S - now_unix),
-            via={**(known.via if known is not None and known.is_listed else {}), via: now + remaining_s},
-            num_changes=num_changes,
-        )
-        self._known[peer] = new
-        self._deadline = min(self._deadline, new.expires_at)
+            self._make_room()
+        good_until = now + announcement.remaining_s(now_unix)
+        forget_at = now + (announcement.issued_at / 1000 + MAX_VALID_S + MAX_SKEW_S - now_unix)
+        ways = {one: min(until, good_until) for one, until in known.via.items()} if known is not None else {}
+        ways[via] = good_until
+        self._known[peer] = _Known(announcement, blob, now, good_until, forget_at, ways, num_changes)
+        self._deadline = min(self._deadline, self._known[peer].next_deadline)
         return announcement
 
     def gone(self, peer: PeerId, via: Via | None = None) -> bool:
@@ -118,34 +122,35 @@ class Directory:
         Returns whether it was listed until now, and no longer is.
         """
         known = self._known.get(peer)
-        if known is None or not known.is_listed:
+        if known is None or not known.via:
             return False
-        if via is not None:
-            known.via.pop(via, None)
-        known.is_listed = via is not None and bool(known.via)
-        return not known.is_listed
+        known.via = {} if via is None else {one: until for one, until in known.via.items() if one is not via}
+        self._deadline = min(self._deadline, known.next_deadline)
+        return not known.via
 
     def expire(self, now: float) -> list[PeerId]:
         """Drop what is no longer good; returns the peers that were listed until now."""
         if now < self._deadline:
             return []
-        dropped = [peer for peer, one in self._known.items() if one.is_listed and one.expires_at <= now]
-        for peer in dropped:
-            self._known[peer].is_listed = False
-        self._known = {peer: one for peer, one in self._known.items() if one.is_listed or now < one.forget_at}
-        for one in self._known.values():
-            one.via = {via: until for via, until in one.via.items() if now < until} if one.is_listed else {}
-        self._deadline = min((self._next_of(one) for one in self._known.values()), default=float("inf"))
+        dropped = []
+        for peer, one in tuple(self._known.items()):
+            was_listed = bool(one.via)
+            one.via = {via: until for via, until in one.via.items() if now < until}
+            if was_listed and not one.via:
+                dropped.append(peer)
+            if not one.via and one.forget_at <= now:
+                del self._known[peer]
+        self._deadline = min((one.next_deadline for one in self._known.values()), default=math.inf)
         return dropped
 
     def entries(self) -> list[Entry]:
         """Everybody who is listed, as of the last ``expire``."""
-        return [_entry(one) for one in self._known.values() if one.is_listed]
+        return [_entry(one) for one in self._known.values() if one.via]
 
     def entry(self, peer: PeerId) -> Entry | None:
         """What a peer announces, if it is listed."""
         known = self._known.get(peer)
-        return _entry(known) if known is not None and known.is_listed else None
+        return _entry(known) if known is not None and known.via else None
 
     def matching(self, fingerprint: bytes, num_layers: int) -> list[Entry]:
         """Those that announce layers of this model, or that they will."""
@@ -160,29 +165,17 @@ class Directory:
         assert len(self._known) <= self._max_entries
         for peer, one in self._known.items():
             assert peer == one.announcement.peer, f"{peer} is listed with the announcement of another"
-            assert one.expires_at <= one.forget_at, f"{peer} is forgotten before its announcement expires"
-            assert one.via or not one.is_listed, f"{peer} was heard on no way"
-            assert all(until <= one.expires_at for until in one.via.values())
-            assert self._deadline <= self._next_of(one), f"{peer} would expire unseen"
+            assert all(until <= one.good_until for until in one.via.values()), f"{peer} is listed for too long"
+            assert one.good_until <= one.forget_at, f"{peer} is forgotten while its announcement is good"
+            assert self._deadline <= one.next_deadline, f"{peer} would expire unseen"
             assert 1 <= one.num_changes <= MAX_BURST
 
-    def _heard_again(self, known: _Known, blob: bytes, now_unix: float, via: Via) -> None:
-        """The same moment's announcement on another way, perhaps with fewer addresses."""
-        if known.is_listed:
-            parse(blob, now_unix)
-            known.via[via] = known.expires_at
-
-    def _make_room(self, now: float) -> None:
+    def _make_room(self) -> None:
         """Forget a peer that is only remembered: the one that is nearest to being forgotten anyway."""
-        unlisted = [(one.forget_at, peer) for peer, one in self._known.items() if not one.is_listed]
-        expired = unlisted or [(one.forget_at, peer) for peer, one in self._known.items() if one.expires_at <= now]
-        if not expired:
+        remembered = [(one.forget_at, peer) for peer, one in self._known.items() if not one.via]
+        if not remembered:
             raise NetworkError(f"{len(self._known)} peers are announced already; no more are taken")
-        del self._known[min(expired)[1]]
-
-    @staticmethod
-    def _next_of(one: _Known) -> float:
-        return one.expires_at if one.is_listed else one.forget_at
+        del self._known[min(remembered)[1]]
 
 
 def is_of_model(announcement: Announcement, fingerprint: bytes, num_layers: int) -> bool:
@@ -198,4 +191,4 @@ def _entry(known: _Known) -> Entry:
     via = Via(0)
     for one in known.via:
         via |= one
-    return Entry(known.announcement, known.blob, via, known.heard_at, known.expires_at)
+    return Entry(known.announcement, known.blob, via, known.heard_at, known.next_deadline)
