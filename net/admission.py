@@ -139,7 +139,7 @@ def keeps_old(old: Known, new: Known) -> bool:
     return old.dialler <= new.dialler
 
 
-class Membership(Protocol):
+class ClosedNetwork(Protocol):
     """A network, as far as it matters at the door; see membership.py."""
 
     def admit(self, membership: bytes, peer: PeerId, now: float) -> object:
@@ -157,7 +157,7 @@ class Guests:
     """
 
     allow: frozenset[PeerId] | None = None
-    network: Membership | None = None
+    network: ClosedNetwork | None = None
 
     def why_refused(self, peer: PeerId | None, own: PeerId, num_strangers: int) -> str | None:
         """Why a peer that has dialled us is not let in, before anything that it says is read; None where it may be."""

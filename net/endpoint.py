@@ -87,6 +87,7 @@ class Endpoint:
         desk: where this node is a relay.
         heard: gets announcements, and the PeerId of whoever announces nothing any more.
         revoked: gets revocations, whoever sends them.
+        registered: is called when others may reach this node in another way than before.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Endpoint:
         self.desk: Desk | None = None
         self.heard: Callable[[bytes | PeerId], None] = lambda _: None
         self.revoked: Callable[[bytes], None] = lambda _: None
+        self.registered: Callable[[], None] = lambda: None
         self._guests = guests if isinstance(guests, Guests) else Guests(guests)
         self._tell = tell
         self._loop = asyncio.get_running_loop()
@@ -344,6 +346,7 @@ class Endpoint:
         for peer, connection in self._peers.items():
             if self.relays.ways_to(peer):
                 self._send_candidates(connection)
+        self.registered()
 
     def _send_candidates(self, connection: Connection) -> None:
         """Tell a peer that a relay leads to where else this node may be reached."""

@@ -15,13 +15,18 @@ import sys
 from collections import deque
 
 from ..errors import NetworkError
+from .admission import Guests
 from .endpoint import Endpoint
 from .identity import Identity, PeerId
+from .membership import Network
+from .mesh_member import TICK_S, MeshMember, unpublished
 from .pipe import (
     Dial,
     Down,
     Failed,
+    HeardOf,
     Order,
+    Publish,
     Ready,
     Record,
     RecordReader,
@@ -29,17 +34,18 @@ from .pipe import (
     Stat,
     Stats,
     Stop,
+    Unheard,
     Up,
     pack_message,
     pack_order,
 )
-from .switchboard import Event, PeerDown, PeerUp
+from .switchboard import Event, Heard, PeerDown, PeerUp, Vanished
 from .wire import Part
 
 HOLD_BYTES = 16 << 20  # that the model's process has not read: then peers get no more credit ...
 RELEASE_BYTES = 4 << 20  # ... until it has
 READ_BYTES = 256 << 10  # at a turn of the loop, so that datagrams get theirs: 0.1 ms
-STATS_S = 1.0
+REGISTER_S = 5.0  # that a node waits for its relays before it is ready without them; as long as a dial may take
 PIPE_BUFFER_BYTES = 4 << 20  # asked for: a prefill chunk crosses in one write; the kernel may grant less
 
 
@@ -54,6 +60,8 @@ class NetworkProcess:
         self._unwritten: deque[memoryview] = deque()
         self._unwritten_bytes = 0
         self._endpoint: Endpoint | None = None
+        self._mesh: MeshMember | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._is_over = asyncio.Event()
 
     async def run(self) -> None:
@@ -62,14 +70,19 @@ class NetworkProcess:
         try:
             while not self._is_over.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._is_over.wait(), STATS_S)
-                if self._endpoint is not None:
+                    await asyncio.wait_for(self._is_over.wait(), TICK_S)
+                if self._endpoint is not None and self._mesh is not None:
+                    self._mesh.tick()
                     self._write(pack_order(_stats_of(self._endpoint)))
         finally:
             self._loop.remove_reader(self._pipe.fileno())
             self._loop.remove_writer(self._pipe.fileno())
+            if self._starting is not None:
+                self._starting.cancel()
             if self._endpoint is not None:
                 self._endpoint.close()
+            if self._mesh is not None:
+                await self._mesh.close()
 
     def _on_readable(self) -> None:
         try:
@@ -85,33 +98,62 @@ class NetworkProcess:
 
     def _obey(self, record: Record) -> None:
         if isinstance(record, Start):
-            self._start(record)
+            self._starting = self._loop.create_task(self._start(record))
             return
         assert self._endpoint is not None
         if isinstance(record, tuple):
             self._endpoint.send(*record)
         elif isinstance(record, Dial):
             self._endpoint.dial(PeerId(record.peer), record.addrs)
+        elif isinstance(record, Publish):
+            assert self._mesh is not None
+            self._mesh.publish(None if record.announcement is None else unpublished(record.announcement))
         elif isinstance(record, Stop):
             self._is_over.set()
 
-    def _start(self, start: Start) -> None:
-        allow = None if start.allow is None else frozenset(map(PeerId, start.allow))
-        endpoint = Endpoint(Identity.from_seed(start.seed), allow, self._tell, start.max_datagram_bytes)
+    async def _start(self, start: Start) -> None:
+        identity = Identity.from_seed(start.seed)
+        network = None if start.network is None else Network(PeerId(start.network))
+        guests = Guests(None if start.allow is None else frozenset(map(PeerId, start.allow)), network)
+        self._endpoint = endpoint = Endpoint(
+            identity, guests, self._tell, start.max_datagram_bytes, start.membership
+        )
+        self._mesh = MeshMember(endpoint, identity, network, start.membership, self._tell)
         try:
             endpoint.listen(start.listen)
+            if start.lan is not None:
+                await self._mesh.join_lan(start.lan)
+            if start.is_watching:
+                endpoint.relays.watch()
+            for relay in start.relays:
+                endpoint.relays.keep(relay)
         except NetworkError as error:
-            endpoint.close()
             self._write(pack_order(Failed(str(error))))
             return
-        self._endpoint = endpoint
-        self._write(pack_order(Ready(endpoint.addrs)))
+        deadline = self._loop.time() + REGISTER_S
+        registered = asyncio.Event()
+        endpoint.registered = registered.set
+        while len(endpoint.relays.addrs) < len(start.relays) and self._loop.time() < deadline:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(registered.wait(), deadline - self._loop.time())
+            registered.clear()
+        endpoint.registered = self._on_registered
+        self._write(pack_order(Ready(endpoint.addrs, endpoint.relays.addrs)))
+
+    def _on_registered(self) -> None:
+        assert self._endpoint is not None and self._mesh is not None
+        self._mesh.refresh()
+        self._write(pack_order(Ready(self._endpoint.addrs, self._endpoint.relays.addrs)))
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, PeerUp):
             self._write(pack_order(Up(event.peer.digest)))
         elif isinstance(event, PeerDown):
             self._write(pack_order(Down(event.peer.digest, event.reason)))
+        elif isinstance(event, Heard):
+            self._write(pack_order(HeardOf(event.blob, int(event.via))))
+        elif isinstance(event, Vanished):
+            self._write(pack_order(Unheard(event.peer.digest)))
         else:
             self._write(pack_message(event.peer, event.message))
 

@@ -26,12 +26,17 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
 
 
 class Start(_Struct, frozen=True):
-    """To the network: begin. ``allow`` is None or digests; ``seed`` is the node's private key."""
+    """To the network: begin. ``allow`` is None or digests; ``seed`` is the node's private key; the rest is MeshPart's."""
 
     seed: bytes
     listen: tuple[str, ...]
     allow: tuple[bytes, ...] | None
     max_datagram_bytes: int
+    relays: tuple[str, ...]
+    is_watching: bool
+    lan: tuple[str, ...] | None
+    network: bytes | None
+    membership: bytes
 
     def __repr__(self) -> str:
         return f"Start(listen={self.listen!r}, allow={self.allow!r})"  # not the seed
@@ -44,14 +49,21 @@ class Dial(_Struct, frozen=True):
     addrs: tuple[str, ...]
 
 
+class Publish(_Struct, frozen=True):
+    """To the network: announce this from now on; None takes it back. Addresses, relays and times are the network's."""
+
+    announcement: bytes | None
+
+
 class Stop(_Struct, frozen=True):
     """To the network: tell the peers, and end."""
 
 
 class Ready(_Struct, frozen=True):
-    """From the network: it listens on ``addrs``."""
+    """From the network: it listens on ``addrs``, and may be reached through ``relays``; again where these change."""
 
     addrs: tuple[str, ...]
+    relays: tuple[str, ...]
 
 
 class Failed(_Struct, frozen=True):
@@ -73,6 +85,19 @@ class Down(_Struct, frozen=True):
     reason: str
 
 
+class HeardOf(_Struct, frozen=True):
+    """From the network: Heard."""
+
+    announcement: bytes
+    via: int
+
+
+class Unheard(_Struct, frozen=True):
+    """From the network: Vanished."""
+
+    peer: bytes
+
+
 class Stat(_Struct, frozen=True):
     """PeerStats of one peer."""
 
@@ -90,7 +115,7 @@ class Stats(_Struct, frozen=True):
     peers: tuple[Stat, ...]
 
 
-Order = Start | Dial | Stop | Ready | Failed | Up | Down | Stats
+Order = Start | Dial | Publish | Stop | Ready | Failed | Up | Down | HeardOf | Unheard | Stats
 Record = tuple[PeerId, Message] | Order
 
 _encode = msgspec.msgpack.Encoder().encode

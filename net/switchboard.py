@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .announcement import Announcement
+from .directory import Via
 from .identity import PeerId
 from .messages import Message
 
@@ -36,7 +38,23 @@ class Received:
     message: Message
 
 
-Event = PeerUp | PeerDown | Received
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Somebody announces something; of a signature that is right, by a member where the network is closed."""
+
+    announcement: Announcement
+    blob: bytes
+    via: Via
+
+
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """A peer announces nothing any more."""
+
+    peer: PeerId
+
+
+Event = PeerUp | PeerDown | Received | Heard | Vanished
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +62,7 @@ class PeerStats:
     """How the connection with a peer does.
 
     Attributes:
-        addr: HOST:PORT where it is now.
+        addr: HOST:PORT where it is now, behind PEER_ID@ where it is reached through that relay.
         rtt_s: smoothed round trip.
         sent_bytes, received_bytes: of datagrams, since it was made.
         queued_bytes: of messages that wait here.
@@ -55,6 +73,11 @@ class PeerStats:
     sent_bytes: int
     received_bytes: int
     queued_bytes: int
+
+    @property
+    def kind(self) -> str:
+        """Of the path: "direct" or "relayed"."""
+        return "relayed" if "@" in self.addr else "direct"
 
 
 class Switchboard(Protocol):
