@@ -119,6 +119,14 @@ def test_an_expired_token_says_when() -> None:
         assert "the token expired at 2027-01-15 08:01:40 UTC" in refusal(TEXT, now)
 
 
+def test_bits_to_spare_in_the_last_character_are_no_second_spelling() -> None:
+    text = Token.sign(replace(GRANT, relays=()), AUTHOR, MEMBER).text()
+    assert (len(text) - 4) * 5 % 8 == 2, "151 bytes leave two bits"
+    for bits in (1, 2, 3):
+        second = text[:-1] + ALPHABET[ALPHABET.index(text[-1]) ^ bits]
+        assert raw_of(second) == raw_of(text) and "damaged" in refusal(second)
+
+
 def test_every_mistyped_character_is_noticed() -> None:
     for place in range(4, len(TEXT)):
         wrong = ALPHABET[(ALPHABET.index(TEXT[place]) + 1 + place % 31) % 32]
