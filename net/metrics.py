@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -106,10 +106,24 @@ class _PeerCollector(Collector):
             for peer, one in stats.items():
                 metric.add_sample(name, {"peer": str(peer)}, getattr(one, field))
             yield metric
+        metric = Metric("hopformer_peer_path", "1 for how a connected peer is reached: direct or relayed.", "gauge")
+        for peer, one in stats.items():
+            metric.add_sample("hopformer_peer_path", {"peer": str(peer), "kind": one.kind}, 1)
+        yield metric
+
+
+class Figures(Protocol):
+    """What is served."""
+
+    registry: CollectorRegistry
+
+    def health(self) -> str:
+        """ "ok", or in one word why not."""
+        ...
 
 
 class MetricsServer:
-    """An HTTP server, in a thread of its own, for one node's figures.
+    """An HTTP server, in a thread of its own, for the figures of a node or a relay.
 
     Args:
         host, port: where to listen; port 0 is any.
@@ -118,7 +132,7 @@ class MetricsServer:
         OSError: the address is taken or is none of this machine's.
     """
 
-    def __init__(self, metrics: NodeMetrics, host: str, port: int) -> None:
+    def __init__(self, metrics: Figures, host: str, port: int) -> None:
         class Handler(_Handler):
             node = metrics
 
@@ -148,7 +162,7 @@ class MetricsServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    node: NodeMetrics
+    node: Figures
     timeout = REQUEST_TIMEOUT_S
 
     def do_GET(self) -> None:

@@ -115,9 +115,7 @@ class NetworkProcess:
         identity = Identity.from_seed(start.seed)
         network = None if start.network is None else Network(PeerId(start.network))
         guests = Guests(None if start.allow is None else frozenset(map(PeerId, start.allow)), network)
-        self._endpoint = endpoint = Endpoint(
-            identity, guests, self._tell, start.max_datagram_bytes, start.membership
-        )
+        self._endpoint = endpoint = Endpoint(identity, guests, self._tell, start.max_datagram_bytes, start.membership)
         self._mesh = MeshMember(endpoint, identity, network, start.membership, self._tell)
         try:
             endpoint.listen(start.listen)

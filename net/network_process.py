@@ -11,12 +11,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from ..errors import NetworkError
+from .announcement import parse
+from .directory import Via
 from .identity import Identity, PeerId
 from .messages import Message
-from .pipe import Dial, Down, Failed, Ready, Record, RecordReader, Start, Stats, Stop, Up, pack_message, pack_order
-from .switchboard import Event, PeerDown, PeerStats, PeerUp, Received
+from .pipe import (
+    Dial,
+    Down,
+    Failed,
+    HeardOf,
+    Publish,
+    Ready,
+    Record,
+    RecordReader,
+    Start,
+    Stats,
+    Stop,
+    Unheard,
+    Up,
+    pack_message,
+    pack_order,
+)
+from .switchboard import Event, Heard, PeerDown, PeerStats, PeerUp, Received, Vanished
 from .wire import Part
 
 START_S = 30.0  # Python and its imports take 0.5 s; a loaded machine ten times that
@@ -27,6 +46,25 @@ _MAX_PARTS = 64  # in one write: of some twenty messages, and far below what the
 PIPE_BUFFER_BYTES = 4 << 20  # asked for, see network_child.py
 DEFAULT_MAX_DATAGRAM_BYTES = 8900  # paths.SITE_DATAGRAM_BYTES, which would import QUIC
 _CHILD = "hopformer.net.network_child"
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPart:
+    """What a node takes part in, beside being dialled.
+
+    Attributes:
+        relays: HOST:PORT or PEER_ID@HOST:PORT each, through which it is to be reached.
+        is_watching: it wants to hear what others announce there.
+        lan: the addresses of the interfaces on which it looks for others, empty for all; None for not at all.
+        network: whose members are let in, beside those that are allowed by name; None for an open one.
+        membership: what it shows of that.
+    """
+
+    relays: tuple[str, ...] = ()
+    is_watching: bool = False
+    lan: tuple[str, ...] | None = None
+    network: PeerId | None = None
+    membership: bytes = b""
 
 
 class ProcessSwitchboard:
@@ -45,6 +83,7 @@ class ProcessSwitchboard:
         self._events: list[Event] = []
         self._stats: dict[PeerId, PeerStats] = {}
         self._addrs: tuple[str, ...] | None = None
+        self._relays: tuple[str, ...] = ()
         self._end: str | None = None  # how the child ended
         self._is_closed = False
 
@@ -55,6 +94,7 @@ class ProcessSwitchboard:
         listen: Sequence[str],
         allow: Iterable[PeerId] | None = None,
         max_datagram_bytes: int = DEFAULT_MAX_DATAGRAM_BYTES,
+        mesh: MeshPart | None = None,
     ) -> "ProcessSwitchboard":
         """Begin a node's network.
 
@@ -62,6 +102,7 @@ class ProcessSwitchboard:
             listen: HOST:PORT each; port 0 is any that is free.
             allow: the peers that may connect; None is everybody.
             max_datagram_bytes: send no larger ones, whatever a path carries; at least 1,200.
+            mesh: what else it takes part in; by default nothing.
 
         Raises:
             NetworkError: an address is taken, or the process does not start.
@@ -81,8 +122,20 @@ class ProcessSwitchboard:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BUFFER_BYTES)
         switchboard = cls(identity.peer_id, ours, child)
         digests = None if allow is None else tuple(peer.digest for peer in allow)
+        mesh = mesh or MeshPart()
+        start = Start(
+            seed=identity.seed,
+            listen=tuple(listen),
+            allow=digests,
+            max_datagram_bytes=max_datagram_bytes,
+            relays=mesh.relays,
+            is_watching=mesh.is_watching,
+            lan=mesh.lan,
+            network=None if mesh.network is None else mesh.network.digest,
+            membership=mesh.membership,
+        )
         try:
-            switchboard._write(pack_order(Start(identity.seed, tuple(listen), digests, max_datagram_bytes)))
+            switchboard._write(pack_order(start))
             switchboard._await_ready()
         except NetworkError:
             switchboard.close()
@@ -101,6 +154,11 @@ class ProcessSwitchboard:
         return self._addrs
 
     @property
+    def relays(self) -> tuple[str, ...]:
+        """PEER_ID@HOST:PORT of the relays that this node may be reached through now."""
+        return self._relays
+
+    @property
     def child_pid(self) -> int:
         """The network's process."""
         return self._child.pid
@@ -116,6 +174,13 @@ class ProcessSwitchboard:
     def dial(self, peer: PeerId, addrs: Sequence[str]) -> None:
         """See Switchboard."""
         self._write(pack_order(Dial(peer.digest, tuple(addrs))))
+
+    def publish(self, announcement: bytes | None) -> None:
+        """Announce this wherever the node takes part, until the next; None takes it back.
+
+        It is a signed announcement without addresses, relays and network, which the network's process fills in.
+        """
+        self._write(pack_order(Publish(announcement)))
 
     def send(self, peer: PeerId, message: Message) -> None:
         """See Switchboard. Raises WireError: the message is beyond the wire's limits."""
@@ -221,7 +286,11 @@ class ProcessSwitchboard:
                 for one in record.peers
             }
         elif isinstance(record, Ready):
-            self._addrs = record.addrs
+            self._addrs, self._relays = record.addrs, record.relays
+        elif isinstance(record, HeardOf):
+            self._events.append(Heard(parse(record.announcement, time.time()), record.announcement, Via(record.via)))
+        elif isinstance(record, Unheard):
+            self._events.append(Vanished(PeerId(record.peer)))
         else:
             assert isinstance(record, Failed)
             self._end = record.reason

@@ -26,7 +26,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
 
 
 class Start(_Struct, frozen=True):
-    """To the network: begin. ``allow`` is None or digests; ``seed`` is the node's private key; the rest is MeshPart's."""
+    """To the network: begin. ``allow`` is None or digests; ``seed`` is the private key; the rest is MeshPart's."""
 
     seed: bytes
     listen: tuple[str, ...]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import MembershipError, NetworkError
+from .announcement import peek
 from .carrier import Connection
 from .directory import Directory
 from .endpoint import Endpoint
@@ -61,9 +62,7 @@ class RelayDesk:
         network: takes revocations; None where there is no closed network.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, table: RelayTable, directory: Directory, network: Revocable | None
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, table: RelayTable, directory: Directory, network: Revocable | None) -> None:
         self.table = table
         self.directory = directory
         self._endpoint = endpoint
@@ -139,6 +138,8 @@ class RelayDesk:
 
     def _publish(self, peer: PeerId, blob: bytes) -> None:
         try:
+            if peek(blob)[0] != peer:
+                raise NetworkError("it is another peer's")
             announcement = self.directory.put(blob, self._loop.time(), time.time())
         except NetworkError as error:
             logger.info("peer=%s: its announcement is not taken: %s", peer, error)

@@ -155,8 +155,7 @@ class Relays:
         Raises:
             NetworkError: the relay's address is none, or there are too many relays.
         """
-        relay = self._ensure(text, is_kept=False)
-        relay.wanted[peer] = 0
+        relay = self._ensure(text, is_kept=False, wanted=peer)
         relay.failed[peer] = failed
         if relay.is_connected and relay.peer is not None:
             self._client.send_message(relay.peer, Reach(peer))
@@ -264,7 +263,7 @@ class Relays:
 
     # ---- relays
 
-    def _ensure(self, text: str, *, is_kept: bool) -> _Relay:
+    def _ensure(self, text: str, *, is_kept: bool, wanted: PeerId | None = None) -> _Relay:
         addr, pinned = split_relay(text)
         relay = self._relays.get(addr)
         if relay is None:
@@ -272,6 +271,8 @@ class Relays:
                 raise NetworkError(f"this node has {MAX_RELAYS} relays already")
             relay = self._relays[addr] = _Relay(addr, pinned, is_kept)
         relay.is_kept |= is_kept
+        if wanted is not None:
+            relay.wanted[wanted] = 0
         if not relay.is_connected and not relay.is_dialled and relay.timer is None:
             self._dial(relay)
         return relay
