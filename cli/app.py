@@ -14,9 +14,11 @@ from .bench import bench_app
 from .flags import command
 from .invite import invite_app
 from .map import map_app
+from .mesh_flags import MeshFlags
 from .node_flags import NodeFlags, SpanFlags
 from .options import LoadFlags, ModelArgument, OutputFlags, SamplingFlags, StopFlags, parse_layers
 from .prompt import PromptFlags
+from .relay_flags import RelayFlags
 from .reporting import EXIT_DONE, EXIT_USAGE, print_error, report
 from .route_flags import RouteFlags
 
@@ -90,6 +92,7 @@ def chat(
     *,
     load: LoadFlags,
     routes: RouteFlags,
+    mesh: MeshFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
 ) -> int:
@@ -101,7 +104,7 @@ def chat(
     """
     from .chat import chat
 
-    return chat(model, system, load, routes, sampling, stops)
+    return chat(model, system, load, routes, mesh, sampling, stops)
 
 
 @command(app)
@@ -112,6 +115,7 @@ def generate(
     output: OutputFlags,
     load: LoadFlags,
     routes: RouteFlags,
+    mesh: MeshFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
 ) -> int:
@@ -122,7 +126,7 @@ def generate(
     """
     from .generate import generate
 
-    return generate(model, prompt, output, load, routes, sampling, stops)
+    return generate(model, prompt, output, load, routes, mesh, sampling, stops)
 
 
 @command(app)
@@ -133,6 +137,7 @@ def serve(
     ] = None,
     *,
     node: NodeFlags,
+    mesh: MeshFlags,
     span: SpanFlags,
 ) -> int:
     """Serve a span of layers to peers.
@@ -142,7 +147,20 @@ def serve(
     """
     from .serve import serve
 
-    return serve(model, layers, node, span)
+    return serve(model, layers, node, mesh, span)
+
+
+@command(app)
+def relay(flags: RelayFlags) -> int:
+    """Pass on what peers behind NAT say to each other, and tell them who is there.
+
+    It sees who talks to whom, when and how much, and never what. The first line on stdout is a JSON object with the
+    peer id and the addresses that peers are told with --relay. Without --allow it is closed: hopformer invite, run on
+    the same machine, makes the tokens that peers join by.
+    """
+    from .relay import relay
+
+    return relay(flags)
 
 
 @command(app)

@@ -8,6 +8,7 @@ from .chat_commands import Command, Message, Mistake, read_line
 from .conversation import Conversation
 from .folders import state_folder
 from .interrupts import interrupt_noted, terminate_unwinds
+from .mesh_flags import MeshFlags
 from .nodes import open_nodes
 from .options import LoadFlags, SamplingFlags, StopFlags
 from .reporting import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, print_error
@@ -22,6 +23,7 @@ def chat(
     system: str | None,
     load: LoadFlags,
     routes: RouteFlags,
+    mesh: MeshFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
 ) -> int:
@@ -31,7 +33,7 @@ def chat(
         HopformerError: the model cannot be loaded, or a flag means nothing.
     """
     stops.check()
-    with open_nodes(reference, load, routes) as (model, _, nodes):
+    with open_nodes(reference, load, routes, mesh) as (model, _, nodes):
         settings = AnswerSettings.of(model, sampling.params(model.defaults), stops)
         conversation = Conversation(reference, model, settings, system, nodes)
         if not (sys.stdin.isatty() and sys.stdout.isatty()):

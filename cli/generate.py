@@ -9,6 +9,7 @@ from ..llama.chat import Chat
 from ..llama.load import LoadedModel
 from .answer import Answer, AnswerSettings, follow
 from .interrupts import interrupt_noted
+from .mesh_flags import MeshFlags
 from .nodes import Nodes, open_nodes
 from .options import LoadFlags, OutputFlags, SamplingFlags, StopFlags
 from .prompt import Prompt, PromptFlags
@@ -24,6 +25,7 @@ def generate(
     output: OutputFlags,
     load: LoadFlags,
     routes: RouteFlags,
+    mesh: MeshFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
 ) -> int:
@@ -38,7 +40,7 @@ def generate(
     prompt = prompt_flags.read()
     if load.template and not prompt.templated:
         raise UsageError("--template changes nothing where the prompt is taken as it is; drop it")
-    with open_nodes(reference, load, routes) as (model, load_s, nodes):
+    with open_nodes(reference, load, routes, mesh) as (model, load_s, nodes):
         settings = AnswerSettings.of(
             model,
             sampling.params(model.defaults, output.logprobs or 0),

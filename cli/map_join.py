@@ -20,6 +20,7 @@ class _Ready(msgspec.Struct):
     peer_id: str
     addrs: tuple[str, ...]
     layers: str
+    relays: tuple[str, ...] = ()
 
 
 def join(model: str, files: list[Path], own: str | None, output: Path | None) -> None:
@@ -31,7 +32,7 @@ def join(model: str, files: list[Path], own: str | None, output: Path | None) ->
         BlocksMapError: a file holds no such line, or the nodes do not go together.
     """
     nodes = [_read(path) for path in files]
-    peers = {node.peer_id: MapPeer(node.peer_id, node.addrs) for node in nodes}
+    peers = {node.peer_id: MapPeer(node.peer_id, node.addrs, node.relays[0] if node.relays else None) for node in nodes}
     routes = tuple(MapRoute(node.layers, node.peer_id) for node in nodes)
     if own is not None:
         start, end = parse_layers(own)

@@ -1,6 +1,7 @@
 """Flags of commands that are a node of the network, as dataclasses."""
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import IdentityError, NetworkError, UsageError
+from .mesh_flags import default_listen
 
 if TYPE_CHECKING:  # these bring torch along
     from ..llama.load import LoadOptions
@@ -77,10 +79,11 @@ class NodeFlags:
         list[str],
         typer.Option(
             metavar="HOST:PORT",
-            help="Where peers may connect, by UDP; port 0 is any that is free; may be repeated.",
+            help="Where peers may connect, by UDP; port 0 is any that is free; may be repeated. 127.0.0.1:0 if not "
+            "given, or 0.0.0.0:0 where a relay or the local network is to be reached.",
             rich_help_panel=_NETWORK,
         ),
-    ] = field(default_factory=lambda: ["127.0.0.1:0"])
+    ] = field(default_factory=list)
     identity: Annotated[
         Path | None,
         typer.Option(
@@ -112,23 +115,31 @@ class NodeFlags:
         ),
     ] = None
 
-    def allowed(self) -> "list[PeerId] | None":
+    def addrs(self, relays: Iterable[str] = (), *, lan: bool = False) -> Sequence[str]:
+        """Where to listen, where these relays and the local network are to be reached."""
+        return self.listen or default_listen(relays, lan=lan)
+
+    def allowed(self, addrs: Sequence[str] = ("127.0.0.1:0",), *, is_member: bool = False) -> "list[PeerId] | None":
         """The peers that may connect; None is everybody.
+
+        Args:
+            addrs: where the node listens.
+            is_member: it is in a closed network, whose members are let in besides.
 
         Raises:
             UsageError: an address or a peer id is none, a file cannot be read or names nobody, or nobody was named and
                 others than this machine could connect.
         """
-        hosts = {addr: split_addr("--listen", addr)[0] for addr in self.listen}
+        hosts = {addr: split_addr("--listen", addr)[0] for addr in addrs}
         if ANYBODY in self.allow:
             return None
-        if self.allow:
-            return [peer for text in self.allow for peer in _named_peers(text)]
+        if self.allow or is_member:
+            return [peer for text in self.allow for peer in named_peers(text)]
         opened = [addr for addr, host in hosts.items() if not _is_loopback(host)]
         if opened:
             raise UsageError(
-                f"--listen {opened[0]} can be reached by others; name the peers that may connect with --allow PEER, "
-                "or let everybody in with --allow any"
+                f"at {opened[0]} others can connect; name the peers that may with --allow PEER, join a network "
+                "with --join TOKEN, or let everybody in with --allow any"
             )
         return None
 
@@ -147,8 +158,8 @@ def split_addr(flag: str, addr: str) -> tuple[str, int]:
         raise UsageError(f"{flag}: {error}") from error
 
 
-def _named_peers(text: str) -> "list[PeerId]":
-    """The peers that one --allow names: one by its id, or those in a file."""
+def named_peers(text: str, flag: str = "--allow") -> "list[PeerId]":
+    """The peers that one ``flag`` names: one by its id, or those in a file. Raises UsageError."""
     from ..net.identity import PeerId
 
     try:
@@ -156,29 +167,29 @@ def _named_peers(text: str) -> "list[PeerId]":
     except IdentityError as error:
         looks_like_path = Path(text).name != text or Path(text).suffix
         if not looks_like_path and not os.path.exists(text):
-            raise UsageError(f"--allow: {error}, and there is no file of that name") from error
-    return _peers_in(Path(text))
+            raise UsageError(f"{flag}: {error}, and there is no file of that name") from error
+    return _peers_in(Path(text), flag)
 
 
-def _peers_in(path: Path) -> "list[PeerId]":
+def _peers_in(path: Path, flag: str) -> "list[PeerId]":
     """The peers in a file: an id a line; what follows a # is a comment."""
     from ..net.identity import PeerId
 
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise UsageError(f"--allow {path} is not UTF-8 text: see its byte {error.start}") from error
+        raise UsageError(f"{flag} {path} is not UTF-8 text: see its byte {error.start}") from error
     except OSError as error:
-        raise UsageError(f"--allow {path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{flag} {path} cannot be read: {error.strerror}") from error
     peers = []
     for number, line in enumerate(lines, 1):
         name = line.partition("#")[0].strip()
         try:
             peers += [PeerId.parse(name)] if name else []
         except IdentityError as error:
-            raise UsageError(f"--allow {path}, line {number}: {error}") from error
+            raise UsageError(f"{flag} {path}, line {number}: {error}") from error
     if not peers:
-        raise UsageError(f"--allow {path} names no peer; a line is a peer id, as hopformer id prints it")
+        raise UsageError(f"{flag} {path} names no peer; a line is a peer id, as hopformer id prints it")
     return peers
 
 

@@ -1,14 +1,14 @@
 """The nodes that compute for a command: this one alone, or a route over peers; and what is told of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import IdentityError, NetworkError, UsageError
+from ..errors import IdentityError, NetworkError, NoRouteError, UsageError
 from ..llama.load import LoadedModel
-from .folders import config_folder
 from .loading import fetch, open_model
+from .mesh_flags import MeshFlags, default_listen
 from .options import LoadFlags
 from .peer_table_view import connecting_table, peer_lines
 from .progress import loading_bar
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..net.blocks_map import BlocksMap
     from ..net.identity import Identity
     from ..net.load_remote import RemoteModel
+    from ..net.network_process import ProcessSwitchboard
 
 CONNECT_S = 10.0  # a handshake over a relay, and its retries
 STATS_S = 1.5  # the network's process tells how connections do every second
@@ -150,14 +151,17 @@ class RemoteNodes:
 
 
 @contextmanager
-def open_nodes(reference: str, load: LoadFlags, routes: RouteFlags) -> Iterator[tuple[LoadedModel, float, Nodes]]:
+def open_nodes(
+    reference: str, load: LoadFlags, routes: RouteFlags, mesh: MeshFlags
+) -> Iterator[tuple[LoadedModel, float, Nodes]]:
     """A model that is ready to answer, the seconds that it took to load, and who computes; given back at the end.
 
     Raises:
         HopformerError: it cannot be loaded, or its layers are served by nobody.
     """
-    routes.check()
-    if routes.blocks_map is None:
+    is_meshed = mesh.finds_peers
+    routes.check(is_meshed=is_meshed)
+    if routes.blocks_map is None and not is_meshed:
         model, load_s = open_model(reference, load.options())
         yield model, load_s, LocalNode(model.config.num_layers)
         return
@@ -166,51 +170,63 @@ def open_nodes(reference: str, load: LoadFlags, routes: RouteFlags) -> Iterator[
     from ..net.blocks_map import load_blocks_map
     from ..net.load_remote import Routing, load_remote
     from ..net.messages import Codec
-    from ..net.network_process import ProcessSwitchboard
 
-    blocks_map = load_blocks_map(routes.blocks_map)
+    blocks_map = None if routes.blocks_map is None else load_blocks_map(routes.blocks_map)
     folder = fetch(reference, _own_layers(blocks_map), ends=True)
     start = time.perf_counter()
-    switchboard = ProcessSwitchboard.start(_identity(routes, blocks_map), _listen(blocks_map), allow=())
+    switchboard = _start_network(routes, mesh, blocks_map)
     try:
         codec = Codec.INT8 if routes.wire_dtype == "int8" else Codec.EXACT
-        routing = Routing(blocks_map, routes.reroute_timeout, codec)
+        routing = Routing(blocks_map, routes.reroute_timeout, codec, is_meshed)
         with loading_bar(f"loading {reference}") as progress:
             remote = load_remote(folder, load.options(), routing, switchboard, progress)
         with connecting_table(remote.node) as show:
-            remote.runner.connect(show)
+            _connect(remote, reference, show)
         yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
         remote.runner.close()
     finally:
         switchboard.close()
 
 
-def _own_layers(blocks_map: "BlocksMap") -> tuple[int, int]:
+def _start_network(routes: RouteFlags, mesh: MeshFlags, blocks_map: "BlocksMap | None") -> "ProcessSwitchboard":
+    from ..net.network_process import ProcessSwitchboard
+
+    identity = _identity(routes, blocks_map)
+    part = mesh.part(identity.peer_id, is_watching=True)
+    listed = [] if blocks_map is None else [addr for peer in blocks_map.peers for addr in peer.ways]
+    listen = default_listen((*part.relays, *listed), lan=mesh.lan)
+    return ProcessSwitchboard.start(identity, listen, allow=(), mesh=part)
+
+
+def _connect(remote: "RemoteModel", reference: str, show: Callable[[], None] | None) -> None:
+    """Connect; where nobody is found who serves a layer, the error says what there is in the mesh instead."""
+    try:
+        remote.runner.connect(show)
+    except NoRouteError as error:
+        if remote.node.mesh is None:
+            raise
+        raise NoRouteError(f"{error}; {remote.node.mesh.why_nobody(reference)}") from error
+
+
+def _own_layers(blocks_map: "BlocksMap | None") -> tuple[int, int]:
     """The layers from the first to the last that this node runs."""
     from ..errors import BlocksMapError
 
     try:
-        own = blocks_map.spans().get(None, [])
+        own = blocks_map.spans().get(None, []) if blocks_map is not None else []
     except (BlocksMapError, IdentityError):
         own = []  # the map has faults, which are told once the model's number of layers is known
     return (own[0].start, own[-1].end) if own else (0, 0)
 
 
-def _identity(routes: RouteFlags, blocks_map: "BlocksMap") -> "Identity":
+def _identity(routes: RouteFlags, blocks_map: "BlocksMap | None") -> "Identity":
     """Who this node is: a stranger where the map has its own key's id for a peer, as that of a node on this machine."""
     from ..net.identity import Identity
+    from .node_key import load_free_key
 
-    found = Identity.load_or_create(routes.identity or config_folder() / "identity.pem")
-    if str(found.peer_id) not in {peer.peer_id.lower() for peer in blocks_map.peers}:
+    found = load_free_key(routes.identity)
+    if blocks_map is None or str(found.peer_id) not in {peer.peer_id.lower() for peer in blocks_map.peers}:
         return found
     if routes.identity is not None:
         raise UsageError(f"--identity {routes.identity} is the key of a peer in the map; a caller has another")
     return Identity.generate()
-
-
-def _listen(blocks_map: "BlocksMap") -> Sequence[str]:
-    """Where to send from: this machine alone if all peers are on it, else any address of each family that is needed."""
-    hosts = {addr.rpartition(":")[0] for peer in blocks_map.peers for addr in peer.addrs}
-    if all(host.startswith("127.") or host == "localhost" for host in hosts):
-        return ("127.0.0.1:0",)
-    return ("0.0.0.0:0", "[::]:0") if any(host.startswith("[") for host in hosts) else ("0.0.0.0:0",)

@@ -37,7 +37,7 @@ class RouteFlags:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="With --blocks-map: this node's key; hopformer/identity.pem in the user's config folder if not given.",
+            help="Where peers run layers: this node's key; hopformer/identity.pem in the user's config folder if not given.",
             rich_help_panel=_NETWORK,
         ),
     ] = None
@@ -50,8 +50,11 @@ class RouteFlags:
         ),
     ] = "exact"
 
-    def check(self) -> None:
+    def check(self, *, is_meshed: bool = False) -> None:
         """Refuse what cannot mean anything, before a model is loaded for it.
+
+        Args:
+            is_meshed: peers are found though there may be no map.
 
         Raises:
             UsageError: a value is out of its range, or a flag without the one that it belongs to.
@@ -59,5 +62,7 @@ class RouteFlags:
         if not 0 < self.reroute_timeout <= 86400:
             raise UsageError(f"--reroute-timeout is {self.reroute_timeout:g}; it must be above 0, and at most a day")
         idle = "--identity" if self.identity is not None else "--wire-dtype" if self.wire_dtype != "exact" else None
-        if idle is not None and self.blocks_map is None:
-            raise UsageError(f"{idle} changes nothing where all layers run here; pass --blocks-map too")
+        if idle is not None and self.blocks_map is None and not is_meshed:
+            raise UsageError(
+                f"{idle} changes nothing where all layers run here; pass --blocks-map, --relay, --lan or --join too"
+            )

@@ -2,27 +2,27 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from .. import __version__
-from ..errors import NetworkError, UsageError
+from ..errors import UsageError
 from ..llama.config import load_config
 from ..llama.fingerprint import fingerprint
 from ..llama.load_span import LoadedSpan, find_layers, load_span
 from ..net.activations import wire_dtype
 from ..net.hop_sessions import HopSessions
-from ..net.identity import Identity
 from ..net.messages import Codec
-from ..net.metrics import MetricsServer, NodeMetrics
+from ..net.metrics import NodeMetrics
 from ..net.network_process import ProcessSwitchboard
 from ..net.served_span import ServedSpan
+from ..net.span_announcer import SpanAnnouncer
 from ..net.span_server import SpanServer
 from ..net.switchboard import Switchboard
-from .folders import config_folder
 from .interrupts import terminate_noted, terminate_unwinds
 from .loading import fetch
+from .mesh_flags import MeshFlags
+from .metrics_http import metrics_server
+from .node_key import key_in_use, load_key
 from .node_flags import NodeFlags, SpanFlags, split_addr
 from .options import parse_layers
 from .progress import loading_bar
@@ -34,20 +34,23 @@ DRAIN_S = 2.0  # that open sessions have to move elsewhere; with the network's o
 _CODECS = {"exact": (Codec.EXACT,), "int8": (Codec.EXACT, Codec.INT8)}
 
 
-def serve(model: str, layers: str | None, node: NodeFlags, span: SpanFlags) -> int:
+def serve(model: str, layers: str | None, node: NodeFlags, mesh: MeshFlags, span: SpanFlags) -> int:
     """Serve ``layers`` of ``model``; returns the exit code once SIGTERM has come and the node is drained."""
     asked = _asked_layers(layers)
-    allowed = node.allowed()
     http_at = None if node.metrics is None else split_addr("--metrics", node.metrics)
-    identity = Identity.load_or_create(node.identity or config_folder() / "identity.pem")
+    identity = load_key(node.identity)
+    part = mesh.part(identity.peer_id, is_watching=False)
+    addrs = node.addrs(part.relays, lan=mesh.lan)
+    allowed = node.allowed(addrs, is_member=part.network is not None)
     metrics = NodeMetrics()
-    with _metrics_server(metrics, http_at) as http:
+    with key_in_use(node.identity), metrics_server(metrics, http_at) as http:
         with terminate_unwinds():
             loaded, served = _load(model, asked, node, span)
-            switchboard = ProcessSwitchboard.start(identity, node.listen, allowed)
+            switchboard = ProcessSwitchboard.start(identity, node.listen, allowed, mesh=mesh)
         try:
             with terminate_noted() as terminated:
                 server = _make_server(switchboard, loaded, served, metrics)
+                server.announcer = SpanAnnouncer(switchboard, identity, served)
                 _say_ready(switchboard, served, http)
                 server.run(terminated, DRAIN_S)
         finally:
@@ -88,35 +91,14 @@ def _make_server(switchboard: Switchboard, loaded: LoadedSpan, served: ServedSpa
     return SpanServer(switchboard, loaded.runner, HopSessions(served, pool.num_pages, pool.page_size), metrics)
 
 
-def _say_ready(switchboard: Switchboard, served: ServedSpan, http: str | None) -> None:
+def _say_ready(switchboard: ProcessSwitchboard, served: ServedSpan, http: str | None) -> None:
     """The first line on stdout: who reads it may connect."""
     ready = {
         "ready": True,
         "peer_id": str(switchboard.peer_id),
         "addrs": list(switchboard.addrs),
+        "relays": list(switchboard.relays),
         "layers": f"{served.start}:{served.end}",
         "http": http,
     }
     print(json.dumps(ready), flush=True)
-
-
-@contextmanager
-def _metrics_server(metrics: NodeMetrics, addr: tuple[str, int] | None) -> Iterator[str | None]:
-    """Serve ``metrics`` at ``addr``, host and port; where that is, or None where it was not asked for.
-
-    Raises:
-        NetworkError: the address is taken, or is not this machine's.
-    """
-    if addr is None:
-        yield None
-        return
-    try:
-        server = MetricsServer(metrics, *addr)
-    except OSError as error:
-        host, port = addr
-        raise NetworkError(f"--metrics {host}:{port} cannot be listened at: {error.strerror}") from error
-    server.start()
-    try:
-        yield server.addr
-    finally:
-        server.close()

@@ -43,6 +43,11 @@ class MapPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     addrs: tuple[str, ...] = ()
     relay: str | None = None
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Its addresses, and the relay behind them, which no number of addresses pushes out of a message."""
+        return self.addrs if self.relay is None else (*self.addrs[: MAX_ADDRS - 1], self.relay)
+
 
 class MapRoute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Layers, such as "4:8", that a peer serves."""
@@ -67,9 +72,9 @@ class BlocksMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {peer: merged(ranges) for peer, ranges in found.items()}
 
     def addrs(self) -> dict[PeerId, tuple[str, ...]]:
-        """Where each peer that serves something can be dialled. Check the map first."""
+        """Where each peer that serves something can be dialled, over its relay last. Check the map first."""
         serving = {route.peer_id.lower() for route in self.routes}
-        return {PeerId.parse(one.peer_id): one.addrs for one in self.peers if one.peer_id.lower() in serving}
+        return {PeerId.parse(one.peer_id): one.ways for one in self.peers if one.peer_id.lower() in serving}
 
     def to_json(self) -> str:
         """The file's text."""

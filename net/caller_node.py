@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from .caller_mesh import CallerMesh
 from .caller_session import CallerSession, StepOut, Terms
 from .identity import PeerId
 from .layer_range import LayerRange
 from .messages import Ask, Goodbye, Message, Open, Serving, SessionKey, Step
 from .peer_table import PeerTable
 from .row_layout import Payload, RowLayout
-from .switchboard import Event, PeerDown, PeerUp, Received, Switchboard
+from .switchboard import Event, Heard, PeerDown, PeerUp, Received, Switchboard, Vanished
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,20 @@ class CallerNode:
 
     Args:
         first_number: of a session; it differs from run to run, so that hops never take one for another.
+        mesh: where peers are found that no map lists.
     """
 
-    def __init__(self, switchboard: Switchboard, peers: PeerTable, layout: RowLayout, first_number: int) -> None:
+    def __init__(
+        self,
+        switchboard: Switchboard,
+        peers: PeerTable,
+        layout: RowLayout,
+        first_number: int,
+        mesh: CallerMesh | None = None,
+    ) -> None:
         self.switchboard = switchboard
         self.peers = peers
+        self.mesh = mesh
         self._layout = layout
         self._next_number = first_number
         self._lines: dict[int, _Line] = {}
@@ -87,6 +97,10 @@ class CallerNode:
     def _tick(self) -> None:
         now = self.switchboard.now()
         self.peers.tick(now)
+        if self.mesh is not None:
+            for peer in self.mesh.bring(self.peers, now):
+                self.peers.asked(peer, now)
+                self.switchboard.send(peer, Ask())
         for peer in self.peers.to_dial(now):
             self.switchboard.dial(peer, self.peers.addrs(peer))
         for peer in self.peers.observe(self.switchboard.stats()):
@@ -109,6 +123,10 @@ class CallerNode:
                     one.session.lost(peer, now)
             case Received(peer, message):
                 self._receive(peer, message, now)
+            case Heard(_, blob, via) if self.mesh is not None:
+                self.mesh.heard(blob, via, now)
+            case Vanished(peer) if self.mesh is not None:
+                self.mesh.vanished(peer)
 
     def _receive(self, peer: PeerId, message: Message, now: float) -> None:
         if isinstance(message, Serving):

@@ -68,3 +68,19 @@ class Timing:
     started: float
     ended: float
     batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class HopLoad:
+    """How busy a node is, for whoever chooses among several.
+
+    Attributes:
+        free_tokens: that its pages still have room for.
+        layer_us: microseconds that a decode step takes in one layer; 0 before the first.
+        queue_us: that a step waits for its turn, lately.
+    """
+
+    free_tokens: int
+    layer_us: int
+    queue_us: int
+    num_sessions: int

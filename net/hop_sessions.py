@@ -11,7 +11,7 @@ and nobody else learns whether it is there.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .hop_outputs import Dial, Output, ReadyStep, Release, Send, Timing, Truncate
+from .hop_outputs import Dial, HopLoad, Output, ReadyStep, Release, Send, Timing, Truncate
 from .hop_session import HopSession, Waiting
 from .identity import PeerId
 from .messages import (
@@ -55,6 +55,7 @@ class HopSessions:
         self._outputs: list[Output] = []
         self._num_opened = 0
         self._step_s = 0.0
+        self._queue_s = 0.0
         self._drain_until: float | None = None
 
     @property
@@ -71,6 +72,13 @@ class HopSessions:
     def num_free_pages(self) -> int:
         """Pages that no session has."""
         return self._num_pages - sum(self._pages(session.claimed) for session in self._sessions.values())
+
+    @property
+    def load(self) -> HopLoad:
+        """How busy the node is."""
+        layer_us = _microseconds(self._step_s / (self.served.end - self.served.start))
+        free_tokens = self.num_free_pages * self._page_size
+        return HopLoad(free_tokens, layer_us, _microseconds(self._queue_s), len(self._sessions))
 
     @property
     def is_draining(self) -> bool:
@@ -153,6 +161,7 @@ class HopSessions:
         if step.num_tokens <= self.limits.decode_tokens:
             weight = STEP_TIME_WEIGHT if self._step_s else 1.0
             self._step_s += weight * (compute_s - self._step_s)
+            self._queue_s += weight * (timing.started - ready.arrived - self._queue_s)
         if not session.is_last:
             self._send(session.neighbours.next, replace(step, payload=rows))
         elif step.num_wanted and not step.is_replay:

@@ -21,6 +21,7 @@ from ..llama.tokenizer import Tokenizer
 from ..llama.weights import TensorFiles, layer_tensors
 from .activations import wire_dtype
 from .blocks_map import BlocksMap, checked
+from .caller_mesh import CallerMesh
 from .caller_node import CallerNode
 from .caller_session import Terms
 from .messages import Codec
@@ -35,11 +36,17 @@ MAX_SEQUENCES = 8  # at once: peers give a caller room for some contexts, not fo
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Who is asked, for how long a hop that is lost may be missing, and how activations are packed on their way."""
+    """Who is asked, for how long a hop that is lost may be missing, and how activations are packed on their way.
 
-    blocks_map: BlocksMap
+    Attributes:
+        blocks_map: None where all layers are run by whoever announces them.
+        is_meshed: peers are taken up that announce what they serve.
+    """
+
+    blocks_map: BlocksMap | None
     reroute_timeout_s: float
     codec: Codec = Codec.EXACT
+    is_meshed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +74,17 @@ def load_remote(
         UsageError: an option means nothing.
     """
     config = load_config(folder)
-    blocks_map = checked(routing.blocks_map, config.num_layers)
+    blocks_map = None if routing.blocks_map is None else checked(routing.blocks_map, config.num_layers)
     device = find_device(options.device)
     dtype = find_dtype(options.dtype, config, device)
     layout = RowLayout(wire_dtype(dtype), routing.codec, config.hidden_size)
     model_print = _fingerprint(folder, config, blocks_map)
-    spans = blocks_map.spans()
+    spans = {} if blocks_map is None else blocks_map.spans()
     wanted = Wanted(model_print, config.num_layers, layout.dtype, layout.width, layout.codec)
     listed = {peer: ranges[0] for peer, ranges in spans.items() if peer is not None}
-    peers = PeerTable(wanted, listed, blocks_map.addrs())
-    node = CallerNode(switchboard, peers, layout, first_number=secrets.randbits(62))
+    peers = PeerTable(wanted, listed, {} if blocks_map is None else blocks_map.addrs())
+    mesh = CallerMesh(model_print, config.num_layers, switchboard.peer_id) if routing.is_meshed else None
+    node = CallerNode(switchboard, peers, layout, secrets.randbits(62), mesh)
     node.turn(0.0)
     max_context = find_max_context(options.max_context, config)
     part = _load_part(folder, options, config, [(one.start, one.end) for one in spans.get(None, [])], progress)
@@ -107,10 +115,10 @@ def _load_part(
     return CallerPart(config, dtype, device, ends.embed, ends.head, local)
 
 
-def _fingerprint(folder: Path, config: ModelConfig, blocks_map: BlocksMap) -> bytes:
+def _fingerprint(folder: Path, config: ModelConfig, blocks_map: BlocksMap | None) -> bytes:
     """What peers must serve: as the map says, or else as in this folder; where it lacks layers, by its config alone."""
     own = fingerprint(folder, 0, 0)
-    if blocks_map.model.fingerprint is not None:
+    if blocks_map is not None and blocks_map.model.fingerprint is not None:
         named = bytes.fromhex(blocks_map.model.fingerprint)
         if not same_model(own, named, config.num_layers, 0, config.num_layers):
             raise BlocksMapError(f"the map is for another model, {blocks_map.model.name}, than the one in {folder}")

@@ -129,6 +129,20 @@ class PeerTable:
         entry.addrs = addrs
         entry.retry_at = 0.0
 
+    def forget(self, peer: PeerId) -> None:
+        """A peer that no map lists is announced no longer; while it is connected it may still be used."""
+        entry = self.entries.get(peer)
+        if entry is not None and entry.listed is None and not entry.is_connected:
+            del self.entries[peer]
+
+    def unusable(self, now: float) -> set[PeerId]:
+        """Who failed, or serves nothing that is wanted."""
+        return {
+            peer
+            for peer, entry in self.entries.items()
+            if entry.retry_at > now or (entry.is_connected and entry.layers is not None and entry.problem)
+        }
+
     def addrs(self, peer: PeerId) -> tuple[str, ...]:
         """Where a peer may be dialled."""
         entry = self.entries.get(peer)

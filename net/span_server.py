@@ -19,6 +19,7 @@ from .hop_sessions import HopSessions
 from .identity import PeerId
 from .messages import Message, Reason, Refuse, SessionKey
 from .metrics import NodeMetrics
+from .span_announcer import SpanAnnouncer
 from .switchboard import Event, PeerDown, PeerUp, Received, Switchboard
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ class SpanServer:
     Args:
         runner: of the layers that ``sessions`` serves; its pages are the server's alone.
         metrics: where figures go; by default nobody reads them.
+
+    Attributes:
+        announcer: tells the mesh of this node, where it takes part in one.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class SpanServer:
     ) -> None:
         self.sessions = sessions
         self._metrics = metrics or NodeMetrics()
+        self.announcer: SpanAnnouncer | None = None
         self._report_at = 0.0
         self._switchboard = switchboard
         self._runner = runner
@@ -79,6 +84,8 @@ class SpanServer:
         self._carry_out()
         for _, steps in groupby(sorted(batch, key=_layers), key=_layers):
             self._compute(list(steps))
+        if self.announcer is not None:
+            self.announcer.turn(self.sessions, now)
         if now >= self._report_at:
             self._report(now)
         return self._switchboard.now() if self.sessions.has_ready else self.sessions.next_deadline()
