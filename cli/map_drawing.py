@@ -24,7 +24,7 @@ def draw_map(blocks_map: BlocksMap, num_layers: int | None = None) -> list[str]:
     span = max((len(str(layers)) for _, layers in rows), default=0)
     lines = [what]
     for peer, layers in rows:
-        bar = _bar([layers], size, scale)
+        bar = draw_bar([layers], size, scale)
         lines.append(f"{short_id(peer):{label}}  {layers!s:{span}}  {bar}  {addrs.get(peer, '')}".rstrip())
     lines.append(f"{'served by':{label}}  {'':{span}}  {_counts([layers for _, layers in rows], size, scale)}")
     return lines
@@ -48,7 +48,8 @@ def _copies(ranges: Sequence[LayerRange], size: int, scale: int) -> list[tuple[i
     return [(min(part), max(part)) for part in (copies[first : first + scale] for first in range(0, size, scale))]
 
 
-def _bar(ranges: Sequence[LayerRange], size: int, scale: int) -> str:
+def draw_bar(ranges: Sequence[LayerRange], size: int, scale: int) -> str:
+    """``size`` layers, ``scale`` in a character: "#" where all of those are in ``ranges``, "+" where some are."""
     return "".join("#" if least else "+" if most else "." for least, most in _copies(ranges, size, scale))
 
 
