@@ -37,7 +37,8 @@ class RouteFlags:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where peers run layers: this node's key; hopformer/identity.pem in the user's config folder if not given.",
+            help="Where peers run layers: this node's key; hopformer/identity.pem in the user's config folder if not "
+            "given.",
             rich_help_panel=_NETWORK,
         ),
     ] = None

@@ -22,8 +22,8 @@ from .interrupts import terminate_noted, terminate_unwinds
 from .loading import fetch
 from .mesh_flags import MeshFlags
 from .metrics_http import metrics_server
-from .node_key import key_in_use, load_key
 from .node_flags import NodeFlags, SpanFlags, split_addr
+from .node_key import key_in_use, load_key
 from .options import parse_layers
 from .progress import loading_bar
 from .reporting import EXIT_DONE
@@ -46,7 +46,7 @@ def serve(model: str, layers: str | None, node: NodeFlags, mesh: MeshFlags, span
     with key_in_use(node.identity), metrics_server(metrics, http_at) as http:
         with terminate_unwinds():
             loaded, served = _load(model, asked, node, span)
-            switchboard = ProcessSwitchboard.start(identity, node.listen, allowed, mesh=mesh)
+            switchboard = ProcessSwitchboard.start(identity, addrs, allowed, mesh=part)
         try:
             with terminate_noted() as terminated:
                 server = _make_server(switchboard, loaded, served, metrics)

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ..errors import IdentityError, WireError
-from .announcement_fields import Bytes, Flag, Layers, Maybe, Peer
+from .announcement_fields import Layers, Maybe
 from .blocks_map import is_address
 from .identity import PUBLIC_KEY_BYTES, Identity, PeerId
 from .layer_range import LayerRange
@@ -24,15 +24,15 @@ from .wire import (
     FINGERPRINT_BYTES,
     MAX_ADDR_BYTES,
     MAX_ADDRS,
+    MAX_ANNOUNCEMENT_BYTES,
     MAX_CODECS,
     MAX_LAYERS,
+    MAX_MEMBERSHIP_BYTES,
     MAX_NAME_BYTES,
     MAX_VERSION_BYTES,
 )
-from .wire_fields import Choice, Form, Number, Raw, Several, Text, check_within
+from .wire_fields import Blob, Choice, Flag, Form, Number, Peer, Raw, Several, Text, check_within
 
-MAX_ANNOUNCEMENT_BYTES = 4096  # sixteen usual addresses and the longest membership leave half of it
-MAX_MEMBERSHIP_BYTES = 1024
 MAX_RELAYS = 4  # a node registers at one or two
 MAX_RELAY_BYTES = 301  # a peer id, "@" and an address
 MAX_VALID_S = 120  # what a dead node haunts others for; three renewals of 40 s, of which two may be lost
@@ -220,7 +220,7 @@ _FORM = Form(
         "dtype": Choice(Dtype, optional=True),
         "codecs": Several("codecs", Choice(Codec), MAX_CODECS),
         "network": Maybe("whether it has a network", Peer()),
-        "membership": Bytes("membership", MAX_MEMBERSHIP_BYTES),
+        "membership": Blob("membership", MAX_MEMBERSHIP_BYTES),
         "free_tokens": Number("free_tokens", 8, 0, (1 << 64) - 1),
         "layer_us": Number("layer_us", 4, 0, _U32),
         "num_sessions": Number("num_sessions", 2, 0, (1 << 16) - 1),

@@ -3,45 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from .identity import PEER_DIGEST_BYTES, PeerId
 from .layer_range import LayerRange
 from .wire import MAX_LAYERS
-from .wire_fields import Cursor, Field, Number
-
-
-@dataclass(frozen=True, slots=True)
-class Bytes:
-    """As many bytes as a u16 before them says."""
-
-    name: str
-    max_bytes: int
-
-    def pack(self, value: bytes) -> bytes:
-        """See Field."""
-        return self._length.pack(len(value)) + value
-
-    def unpack(self, cursor: Cursor) -> bytes:
-        """See Field."""
-        return cursor.take(self._length.unpack(cursor))
-
-    @property
-    def _length(self) -> Number:
-        return Number(f"the length of {self.name}", 2, 0, self.max_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """Yes or no: a u8 that is 1 or 0."""
-
-    name: str
-
-    def pack(self, value: bool) -> bytes:
-        """See Field."""
-        return b"\1" if value else b"\0"
-
-    def unpack(self, cursor: Cursor) -> bool:
-        """See Field."""
-        return Number(self.name, 1, 0, 1).unpack(cursor) == 1
+from .wire_fields import Cursor, Field, Flag, Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +22,6 @@ class Maybe:
     def unpack(self, cursor: Cursor) -> Any:
         """See Field."""
         return self.item.unpack(cursor) if Flag(self.name).unpack(cursor) else None
-
-
-class Peer:
-    """A peer's digest."""
-
-    def pack(self, value: PeerId) -> bytes:
-        """See Field."""
-        return value.digest
-
-    def unpack(self, cursor: Cursor) -> PeerId:
-        """See Field."""
-        return PeerId(cursor.take(PEER_DIGEST_BYTES))
 
 
 class Layers:

@@ -128,7 +128,8 @@ class Network:
             raise MembershipError(f"the membership of {peer} is forged: its signature is not the authority's")
         if not shown.proves(peer):
             raise MembershipError(f"the membership that {peer} shows was made for another peer id")
-        member = Member(frozenset((grant.role,)), grant.serial, grant.expires_at)
+        roles = frozenset((Role.SERVE, Role.CHAT)) if grant.role is Role.SERVE else frozenset((grant.role,))
+        member = Member(roles, grant.serial, grant.expires_at)
         problem = self.why_ended(member, peer, now)
         if problem is not None:
             raise MembershipError(problem)

@@ -84,8 +84,8 @@ INSTANCE_BYTES = 8
 PATH_TAG_BYTES = 8
 PATH_KEY_BYTES = 16
 MAX_MEMBERSHIP_BYTES = 1024  # see membership.py
-MAX_ANNOUNCEMENT_BYTES = 6 << 10  # see announcement.py
-MAX_REVOCATIONS_BYTES = 32 << 10  # see membership.py; the one small message that may be longer than the others
+MAX_ANNOUNCEMENT_BYTES = 4096  # sixteen usual addresses and the longest membership leave half of it
+MAX_REVOCATIONS_BYTES = 22_632  # see revocations.py; the one small message that may be longer than the others
 INT8_GROUP = 128  # elements that share a scale
 
 _U32 = (1 << 32) - 1
