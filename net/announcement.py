@@ -35,7 +35,8 @@ from .wire_fields import Blob, Choice, Flag, Form, Number, Peer, Raw, Several, T
 
 MAX_RELAYS = 4  # a node registers at one or two
 MAX_RELAY_BYTES = 301  # a peer id, "@" and an address
-MAX_VALID_S = 120  # what a dead node haunts others for; three renewals of 40 s, of which two may be lost
+MAX_VALID_S = 120  # what a dead node haunts others for, at most
+RENEW_S = 40.0  # a node says it anew so often: of three that are good at once two may be lost
 MAX_SKEW_S = 60  # by which clocks may differ: two months of a quartz that nobody sets, at a second a day
 
 _FORMAT = 1
