@@ -164,6 +164,22 @@ def relay(flags: RelayFlags) -> int:
 
 
 @command(app)
+def peers(
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once, and end.")] = False,
+    *,
+    mesh: MeshFlags,
+) -> int:
+    """Who is on the local network and at the relay, and what they serve.
+
+    In a terminal the table lives until Ctrl-C. Without --relay and --join it looks on the local network.
+    """
+    from .peers import peers
+
+    return peers(mesh, as_json=json, once=once)
+
+
+@command(app)
 def pull(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="A hub id, as org/name or org/name@revision.")],
     layers: Annotated[
