@@ -133,7 +133,11 @@ def generate(
 def serve(
     model: ModelArgument = "demo",
     layers: Annotated[
-        str | None, typer.Option(metavar="A:B", help="The layers A to B-1, such as 0:16; all if not given.")
+        str | None,
+        typer.Option(
+            metavar="A:B|auto",
+            help="The layers A to B-1, such as 0:16, or auto: what the mesh lacks most; all if not given.",
+        ),
     ] = None,
     *,
     node: NodeFlags,

@@ -64,6 +64,26 @@ class SpanFlags:
         ),
     ] = "none"
 
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            help="With --layers auto: GiB for layers and their keys and values; 70% of what is free, if not given.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+
+    def check(self, *, is_auto: bool) -> None:
+        """Refuse what cannot mean anything.
+
+        Raises:
+            UsageError: a value is out of its range, or belongs to --layers auto alone.
+        """
+        if self.memory is not None and not is_auto:
+            raise UsageError("--memory changes nothing where the layers are given; pass --layers auto, or drop it")
+        if self.memory is not None and not 0 < self.memory <= 1 << 20:
+            raise UsageError(f"--memory is {self.memory:g}; it must be above 0 GiB, and at most a million")
+
     def options(self) -> "LoadOptions":
         """The same for llama/load_span.py."""
         from ..llama.load import LoadOptions
