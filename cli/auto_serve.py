@@ -1,4 +1,4 @@
-"""``hopformer serve --layers auto``: from flags to a node that chooses its layers, and moves where the mesh lacks them."""
+"""``hopformer serve --layers auto``: from flags to a node that chooses its layers, and moves where they are lacking."""
 
 import logging
 from collections.abc import Callable, Sequence
