@@ -115,8 +115,8 @@ def describe(rows: Sequence[JsonRow]) -> str:
     return (
         f"{row['num_peers']} peers, {row['num_layers']} layers, {row['minutes']:g} minutes, seed {row['seed']}; "
         f"{row['churn_percent']:g}% of the peers go in a minute and others come. A plan of who moves takes "
-        f"{max(one['plan_ms'] for one in rows):.1f} ms, a choice of where to join "
-        f"{max(one['choose_ms'] for one in rows):.1f} ms. hopformer {row['hopformer']} on {row['device']} "
+        f"{median(one['plan_ms'] for one in rows):.1f} ms, a choice of where to join "
+        f"{median(one['choose_ms'] for one in rows):.1f} ms. hopformer {row['hopformer']} on {row['device']} "
         f"({row['num_cores']} cores, {row['memory_gib']} GiB, {row['system']}), torch {row['torch']}, Python "
         f"{row['python']}; {commit}, {row['date']}."
     )

@@ -49,16 +49,15 @@ def _is_known(providers: Sequence[Provider], name: str) -> bool:
 
 
 def _hops(found: Expectation, names: dict[PeerId, str]) -> Iterator[str]:
-    rows = [("hop", "layers", "a layer", "in layers", "network", "together", "")]
+    rows: list[tuple[str, ...]] = [("hop", "layers", "a layer", "in layers", "network", "together", "")]
     for hop in found.hops:
         share = f"{100 * hop.step_s / found.step_s:.0f}%" + (", the bottleneck" if hop is found.bottleneck else "")
-        times = (hop.layers_s / len(hop.layers), hop.layers_s, hop.network_s, hop.step_s)
-        rows.append((names[hop.peer], str(hop.layers), *map(_ms, times), share))
+        seconds = (hop.layers_s / len(hop.layers), hop.layers_s, hop.network_s, hop.step_s)
+        rows.append((names[hop.peer], str(hop.layers), *map(_ms, seconds), share))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        name, layers, *times, share = row
-        cells = [name.ljust(widths[0]), layers.ljust(widths[1]), *map(str.rjust, times, widths[2:-1]), share]
-        yield "  ".join(cells).rstrip()
+    for name, layers, *times, share in rows:
+        right = [cell.rjust(width) for cell, width in zip(times, widths[2:-1], strict=True)]
+        yield "  ".join([name.ljust(widths[0]), layers.ljust(widths[1]), *right, share]).rstrip()
 
 
 def _alone(found: Expectation, several: Expectation | None, names: dict[PeerId, str], num_layers: int) -> Iterator[str]:
