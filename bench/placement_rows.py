@@ -27,11 +27,11 @@ MAX_PEERS = 4000  # the planner's own limit is a little above
 MAX_LAYERS = 512
 MAX_MINUTES = 1440.0
 _TIMED_PLANS = 15
-_HEADINGS = ("", "whole", "layers", "holes", "mended in", "balance", "moves", "hops", "tokens/s")
+_HEADINGS = ("", "whole", "layers", "holes", "mended", "balance", "moves", "hops", "tokens/s")
 _NOTE = (
-    "whole: of the time, with every layer served; layers: of them, over the time; holes: times that a layer was served "
-    "by nobody, and the median until it was, s (longest); balance: the slowest layer's rate, of the mean of all "
-    "(least); moves: of a node in an hour; hops and tokens/s: of the best route at the end"
+    "fixed: nobody may move; whole: of the time, with every layer served; layers: of them, over the time; holes: times "
+    "that a layer was served by nobody, and mended: the median until it was, s (longest); balance: the slowest layer's "
+    "rate, of the mean of all (least); moves: of a node in an hour; hops and tokens/s: of the best route at the end"
 )
 
 
@@ -115,8 +115,8 @@ def describe(rows: Sequence[JsonRow]) -> str:
     return (
         f"{row['num_peers']} peers, {row['num_layers']} layers, {row['minutes']:g} minutes, seed {row['seed']}; "
         f"{row['churn_percent']:g}% of the peers go in a minute and others come. A plan of who moves takes "
-        f"{max(one['plan_ms'] for one in rows):.1f} ms, a choice of where to join "
-        f"{max(one['choose_ms'] for one in rows):.1f} ms. hopformer {row['hopformer']} on {row['device']} "
+        f"{median(one['plan_ms'] for one in rows):.1f} ms, a choice of where to join "
+        f"{median(one['choose_ms'] for one in rows):.1f} ms. hopformer {row['hopformer']} on {row['device']} "
         f"({row['num_cores']} cores, {row['memory_gib']} GiB, {row['system']}), torch {row['torch']}, Python "
         f"{row['python']}; {commit}, {row['date']}."
     )
@@ -140,7 +140,7 @@ def rich_table(rows: Sequence[JsonRow]) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(caption=_NOTE, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(caption=_NOTE, box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for index, heading in enumerate(_HEADINGS):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for row in rows:
@@ -152,9 +152,9 @@ def _cells(row: JsonRow) -> tuple[str, ...]:
     fate = "strike" if row["strikes"] else "churn"
     mended = "-" if row["mend_p50_s"] is None else f"{row['mend_p50_s']:.0f} ({row['mend_max_s']:.0f})"
     return (
-        fate if row["moves"] else f"{fate}, nobody moves",
-        f"{row['whole_percent']:.2f}%",
-        f"{row['covered_percent']:.2f}%",
+        fate if row["moves"] else f"{fate}, fixed",
+        f"{row['whole_percent']:.1f}%",
+        f"{row['covered_percent']:.1f}%",
         f"{row['num_holes']}",
         mended,
         f"{row['balance_percent']:.0f}% ({row['worst_balance_percent']:.0f}%)",
