@@ -45,7 +45,7 @@ def parse(content: object) -> BlocksMap:
 def test_a_map_says_who_serves_what_and_where() -> None:
     found = checked(parse(as_map(("0:2", A), ("2:4", A), ("4:8", "self"), ("4:8", B))), 8)
     assert found.spans() == {A: [LayerRange(0, 4)], None: [LayerRange(4, 8)], B: [LayerRange(4, 8)]}
-    assert found.addrs() == {A: ("127.0.0.1:40123",), B: ()}
+    assert found.addrs() == {A: ("127.0.0.1:40123",), B: (f"{C}@example.org:4000",)}
 
 
 def test_what_is_written_is_read_again() -> None:

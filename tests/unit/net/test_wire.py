@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import hopformer
 from hopformer.errors import WireError
-from hopformer.net import wire
+from hopformer.net import membership, revocations, wire
 from hopformer.net.identity import PEER_DIGEST_BYTES, PeerId
 from hopformer.net.messages import (
     Ask,
@@ -32,7 +32,23 @@ from hopformer.net.messages import (
     SessionKey,
     Step,
 )
-from hopformer.net.wire import FrameReader, decode, encode
+from hopformer.net.relay_messages import (
+    Accept,
+    Announce,
+    Candidates,
+    Channel,
+    Leave,
+    Limited,
+    Reach,
+    Register,
+    Registered,
+    RelayMessage,
+    Revoke,
+    Unreachable,
+    Watch,
+    Withdrawn,
+)
+from hopformer.net.wire import Credit, Frame, FrameReader, Hello, LinkFrame, decode, encode
 
 ANNA, BELA = PeerId(bytes(range(22))), PeerId(bytes(range(100, 122)))
 SESSION = SessionKey(ANNA, 7)
@@ -40,20 +56,38 @@ NEIGHBOURS = Neighbours(ANNA, BELA, ("10.0.0.2:4711", "[fe80::1]:4711"))
 OPEN = Open(SESSION, bytes(32), 0, 16, Dtype.BFLOAT16, Codec.EXACT, 4096, 60, NEIGHBOURS)
 SERVING = Serving("demo", bytes(32), 0, 4, Dtype.FLOAT32, (Codec.EXACT, Codec.INT8), 1 << 40, 250, "1.2.3")
 STEP = Step(SESSION, 3, 17, 2, 1, False, Dtype.BFLOAT16, Codec.EXACT, 5, bytes(range(20)))
-EXAMPLES = [
-    STEP,
-    OPEN,
-    Opened(SESSION),
-    Done(SESSION, 3, 10, 20, 4),
-    Reroute(SESSION, NEIGHBOURS, 17),
-    Rollback(SESSION, 4, 5),
-    Close(SESSION),
-    Refuse(SESSION, Reason.BUSY, "no page is free"),
-    Lease(SESSION),
-    Goodbye(30),
-    Ask(),
-    SERVING,
-]
+CHANNEL = bytes(range(7))
+HELLO = Hello(bytes(8), bytes(range(8)), bytes(range(16)), b"a membership")
+KINDS: dict[int, Frame] = {
+    1: STEP,
+    2: OPEN,
+    3: Opened(SESSION),
+    4: Done(SESSION, 3, 10, 20, 4),
+    5: Reroute(SESSION, NEIGHBOURS, 17),
+    6: Rollback(SESSION, 4, 5),
+    7: Close(SESSION),
+    8: Refuse(SESSION, Reason.BUSY, "no page is free"),
+    9: Lease(SESSION),
+    10: Goodbye(30),
+    11: Ask(),
+    12: SERVING,
+    16: Register(),
+    17: Registered("192.0.2.7:4711", 64 << 20),
+    18: Reach(BELA),
+    19: Channel(BELA, CHANNEL, True),
+    20: Accept(CHANNEL),
+    21: Unreachable(BELA, "it is not connected with this relay"),
+    22: Leave(CHANNEL, "it is not needed any more"),
+    23: Limited(CHANNEL, 17),
+    24: Announce(b"what somebody has signed"),
+    25: Watch(),
+    26: Withdrawn(BELA),
+    27: Revoke(b"a list that the authority has signed"),
+    28: Candidates(("192.0.2.7:4711", "[2001:db8::1]:4711")),
+    128: HELLO,
+    129: Credit(1 << 40),
+}
+EXAMPLES = list(KINDS.values())
 
 u32 = st.integers(0, (1 << 32) - 1)
 position = st.integers(0, wire.MAX_TOKENS)
@@ -111,9 +145,35 @@ messages = st.one_of(
     st.just(Ask()),
     servings(),
 )
+channels = st.binary(min_size=wire.CHANNEL_BYTES, max_size=wire.CHANNEL_BYTES)
+relay_messages = st.one_of(
+    st.sampled_from([Register(), Watch()]),
+    st.builds(Registered, text, st.integers(1, 1 << 40)),
+    st.builds(Reach, peers),
+    st.builds(Channel, peers, channels, st.booleans()),
+    st.builds(Accept, channels),
+    st.builds(Unreachable, peers, text),
+    st.builds(Leave, channels, text),
+    st.builds(Limited, channels, st.integers(1, (1 << 32) - 1)),
+    st.builds(Announce, st.binary(max_size=wire.MAX_ANNOUNCEMENT_BYTES)),
+    st.builds(Withdrawn, peers),
+    st.builds(Revoke, st.binary(max_size=200)),
+    st.builds(Candidates, st.lists(text, max_size=wire.MAX_ADDRS).map(tuple)),
+)
+link_frames = st.one_of(
+    st.builds(
+        Hello,
+        st.binary(min_size=8, max_size=8),
+        st.binary(min_size=8, max_size=8),
+        st.binary(min_size=16, max_size=16),
+        st.binary(max_size=wire.MAX_MEMBERSHIP_BYTES),
+    ),
+    st.builds(Credit, st.integers(0, (1 << 64) - 1)),
+)
+frames = messages | relay_messages | link_frames
 
 
-def frame_of(message: Message) -> bytes:
+def frame_of(message: Frame) -> bytes:
     return b"".join(encode(message))
 
 
@@ -125,24 +185,25 @@ def refused(frame: bytes, why: str) -> None:
         FrameReader().feed(frame)
 
 
-def patched(message: Message, offset: int, field: bytes) -> bytes:
+def patched(message: Frame, offset: int, field: bytes) -> bytes:
     frame = frame_of(message)
     return frame[:offset] + field + frame[offset + len(field) :]
 
 
 def test_every_kind_of_message_has_an_example_here() -> None:
-    assert {type(one) for one in EXAMPLES} == set(Message.__args__)
+    assert {type(one) for one in EXAMPLES} == {*Message.__args__, *RelayMessage.__args__, *LinkFrame.__args__}
+    assert {kind: frame_of(one)[4] for kind, one in KINDS.items()} == {kind: kind for kind in KINDS}
 
 
-@given(messages)
-def test_what_is_sent_comes_back(message: Message) -> None:
+@given(frames)
+def test_what_is_sent_comes_back(message: Frame) -> None:
     frame = frame_of(message)
     assert decode(memoryview(frame)) == message
     assert FrameReader().feed(frame) == [message]
 
 
-@given(st.lists(messages, max_size=6), st.lists(st.integers(1, 200)))
-def test_pieces_of_any_length_make_the_same_messages(sent: list[Message], lengths: list[int]) -> None:
+@given(st.lists(frames, max_size=6), st.lists(st.integers(1, 200)))
+def test_pieces_of_any_length_make_the_same_messages(sent: list[Frame], lengths: list[int]) -> None:
     stream, reader, received = b"".join(map(frame_of, sent)), FrameReader(), []
     for length in lengths:
         received += reader.feed(stream[:length])
@@ -152,7 +213,7 @@ def test_pieces_of_any_length_make_the_same_messages(sent: list[Message], length
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda one: type(one).__name__)
-def test_a_frame_cut_at_any_byte_is_no_message_yet_and_never_a_wrong_one(message: Message) -> None:
+def test_a_frame_cut_at_any_byte_is_no_message_yet_and_never_a_wrong_one(message: Frame) -> None:
     frame = frame_of(message)
     for length in range(len(frame)):
         reader = FrameReader()
@@ -163,7 +224,7 @@ def test_a_frame_cut_at_any_byte_is_no_message_yet_and_never_a_wrong_one(message
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda one: type(one).__name__)
-def test_fields_that_end_early_or_late_are_refused(message: Message) -> None:
+def test_fields_that_end_early_or_late_are_refused(message: Frame) -> None:
     if isinstance(message, Step):
         message = dataclasses.replace(message, num_wanted=2)  # else half its rows would be a step as well
     fields = frame_of(message)[4:]
@@ -181,7 +242,7 @@ def test_garbage_is_refused_or_waited_for_and_nothing_else(data: bytes) -> None:
 
 
 @given(st.sampled_from(EXAMPLES), st.integers(0, 400), st.integers(0, 255))
-def test_a_changed_byte_makes_another_message_or_none(message: Message, offset: int, value: int) -> None:
+def test_a_changed_byte_makes_another_message_or_none(message: Frame, offset: int, value: int) -> None:
     frame = bytearray(frame_of(message))
     frame[offset % len(frame)] = value
     try:
@@ -260,6 +321,9 @@ def test_a_reader_takes_no_frame_beyond_its_own_limit() -> None:
     [
         (4, b"\0", "kind 0 is no message of version 1"),
         (4, b"\x0d", "kind 13 is no message"),
+        (4, b"\x0f", "kind 15 is no message"),
+        (4, b"\x1d", "kind 29 is no message"),
+        (4, b"\x7f", "kind 127 is no message"),
         (5, b"\x02", "flags 0x02"),
         (40, struct.pack(">I", wire.MAX_TOKENS), "position is"),
         (44, bytes(4), "num_tokens is 0"),
@@ -277,7 +341,7 @@ def test_a_step_beyond_a_limit_is_refused(offset: int, field: bytes, why: str) -
 
 
 @pytest.mark.parametrize("message", [one for one in EXAMPLES if not isinstance(one, Step)])
-def test_other_frames_take_no_flags(message: Message) -> None:
+def test_other_frames_take_no_flags(message: Frame) -> None:
     refused(patched(message, 5, b"\x01"), "flags 0x01")
 
 
@@ -311,11 +375,30 @@ BEYOND = [
     dataclasses.replace(SERVING, free_tokens=1 << 64),
     dataclasses.replace(SERVING, model="m" * 257),
     dataclasses.replace(SERVING, version="v" * 65),
+    Registered(LONG_ADDR, 1),
+    Registered("192.0.2.7:1", 0),
+    Registered("192.0.2.7:1", (1 << 40) + 1),
+    Channel(BELA, bytes(6), True),
+    Channel(BELA, bytes(8), True),
+    Accept(bytes(8)),
+    Unreachable(BELA, "x" * (wire.MAX_TEXT_BYTES + 1)),
+    Leave(CHANNEL, "x" * (wire.MAX_TEXT_BYTES + 1)),
+    Leave(b"", "it is not needed any more"),
+    Limited(CHANNEL, 0),
+    Limited(CHANNEL, 1 << 32),
+    Announce(bytes(wire.MAX_ANNOUNCEMENT_BYTES + 1)),
+    Revoke(bytes(wire.MAX_REVOCATIONS_BYTES + 1)),
+    Candidates(("a:1",) * (wire.MAX_ADDRS + 1)),
+    Candidates((LONG_ADDR,)),
+    dataclasses.replace(HELLO, membership=bytes(wire.MAX_MEMBERSHIP_BYTES + 1)),
+    dataclasses.replace(HELLO, instance=bytes(7)),
+    dataclasses.replace(HELLO, path_key=bytes(17)),
+    Credit(1 << 64),
 ]
 
 
 @pytest.mark.parametrize("message", BEYOND)
-def test_nothing_beyond_a_limit_is_sent(message: Message) -> None:
+def test_nothing_beyond_a_limit_is_sent(message: Frame) -> None:
     with pytest.raises(WireError):
         encode(message)
 
@@ -338,9 +421,18 @@ OPEN_FIELDS = 6 + PEER_DIGEST_BYTES + 8
         (Refuse(SESSION, Reason.BUSY, "no"), OPEN_FIELDS + 1, b"\xff\xff", "the length of text is 65535"),
         (SERVING, 6 + 2 + 4 + 32 + 4, b"\0", "are no span"),
         (SERVING, 6 + 2 + 4 + 32 + 4 + 1, b"\xff", "the number of codecs is 255"),
+        (Channel(BELA, CHANNEL, True), 6 + 22 + 7, b"\x02", "is_asker is 2; 0 to 1 are allowed"),
+        (Registered("a:1", 1), 6 + 5, bytes(8), "max_rate is 0"),
+        (Registered("a:1", 1), 6 + 5, b"\xff" * 8, "max_rate is 18446744073709551615"),
+        (Limited(CHANNEL, 1), 6 + 7, bytes(4), "num_dropped is 0"),
+        (Announce(b"said"), 6, b"\xff\xff", "the length of announcement is 65535"),
+        (Revoke(b"list"), 6, b"\xff\xff", "the length of revocations is 65535"),
+        (HELLO, 6 + 32, b"\x04\x01", "the length of membership is 1025"),
+        (Candidates(()), 6, b"\x11", "the number of addresses is 17"),
+        (Unreachable(BELA, "no"), 6 + 22, b"\xff\xff", "the length of text is 65535"),
     ],
 )
-def test_a_message_beyond_a_limit_is_refused(message: Message, offset: int, field: bytes, why: str) -> None:
+def test_a_message_beyond_a_limit_is_refused(message: Frame, offset: int, field: bytes, why: str) -> None:
     refused(patched(message, offset, field), why)
 
 
@@ -349,19 +441,46 @@ def test_many_small_frames_at_once_are_read_in_time_that_grows_with_their_number
     assert len(messages) == 100_000
 
 
-def test_the_longest_small_message_fits() -> None:
-    longest = dataclasses.replace(
-        OPEN, neighbours=Neighbours(ANNA, BELA, ("x" * wire.MAX_ADDR_BYTES,) * wire.MAX_ADDRS)
-    )
+ADDRS = ("x" * wire.MAX_ADDR_BYTES,) * wire.MAX_ADDRS
+
+
+@pytest.mark.parametrize(
+    "longest",
+    [
+        dataclasses.replace(OPEN, neighbours=Neighbours(ANNA, BELA, ADDRS)),
+        Reroute(SESSION, Neighbours(ANNA, BELA, ADDRS), 1),
+        Candidates(ADDRS),
+        Announce(bytes(wire.MAX_ANNOUNCEMENT_BYTES)),
+        dataclasses.replace(HELLO, membership=bytes(wire.MAX_MEMBERSHIP_BYTES)),
+        Unreachable(BELA, "x" * wire.MAX_TEXT_BYTES),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_the_longest_of_each_small_message_fits(longest: Frame) -> None:
     assert decode(memoryview(frame_of(longest))) == longest
     assert len(frame_of(longest)) <= wire.MAX_SMALL_BYTES
 
 
+def test_a_list_of_revocations_alone_may_be_longer_than_other_small_messages() -> None:
+    longest = Revoke(bytes(wire.MAX_REVOCATIONS_BYTES))
+    assert FrameReader(wire.MAX_REVOKE_BYTES).feed(frame_of(longest)) == [longest]
+    assert wire.MAX_SMALL_BYTES < len(frame_of(longest)) == wire.MAX_REVOKE_BYTES
+    with pytest.raises(WireError, match=f"kind 27 has {wire.MAX_REVOKE_BYTES + 1} bytes"):
+        FrameReader().feed(struct.pack(">IBB", wire.MAX_REVOKE_BYTES - 3, 27, 0))
+    for kind in (16, 24, 28, 128):
+        with pytest.raises(WireError, match=f"kind {kind} has {wire.MAX_SMALL_BYTES + 1} bytes"):
+            FrameReader().feed(struct.pack(">IBB", wire.MAX_SMALL_BYTES - 3, kind, 0))
+
+
+def test_limits_that_are_named_in_two_places_are_the_same() -> None:
+    assert wire.MAX_MEMBERSHIP_BYTES == membership.MAX_MEMBERSHIP_BYTES
+    assert wire.MAX_REVOCATIONS_BYTES == revocations.MAX_REVOCATIONS_BYTES
+
+
 def test_the_document_names_every_kind_and_every_limit() -> None:
     document = (Path(hopformer.__file__).parent / "docs" / "wire-format.md").read_text(encoding="utf-8")
-    for kind, message in enumerate((type(one) for one in EXAMPLES), start=1):
-        assert f"| {kind} | {message.__name__} |" in document
-        assert frame_of(EXAMPLES[kind - 1])[4] == kind
+    for kind, message in KINDS.items():
+        assert f"| {kind} | {type(message).__name__} |" in document
     for name, value in vars(wire).items():
         if name.startswith("MAX_"):
             assert f"`{name}` | {value:,} |" in document
