@@ -61,12 +61,28 @@ class SpanFlags:
             rich_help_panel=_MODEL,
         ),
     ] = "none"
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Compute each token alike to the last bit in any company, so that a replica on the like machine takes "
+            "over without a trace; prompts take several times as long.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
 
     def options(self) -> "LoadOptions":
         """The same for llama/load_span.py."""
         from ..llama.load import LoadOptions
 
-        return LoadOptions(self.device, self.dtype, self.max_context, kv_dtype=self.kv_dtype, quantize=self.quantize)
+        return LoadOptions(
+            self.device,
+            self.dtype,
+            self.max_context,
+            kv_dtype=self.kv_dtype,
+            quantize=self.quantize,
+            batch_invariant=self.batch_invariant,
+        )
 
 
 @dataclass(frozen=True, slots=True)

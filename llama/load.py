@@ -44,6 +44,7 @@ class LoadOptions:
         kv_dtype: of keys and values: "auto" (the model's dtype), "int8" or "fp8".
         quantize: of the projections: "none", "int8" or "int4"; they are rounded while they are read.
         cuda_graphs: whether decode steps are captured in CUDA graphs; changes nothing on a CPU.
+        batch_invariant: see SpanRunner; of a span that is served.
     """
 
     device: str = "auto"
@@ -53,6 +54,7 @@ class LoadOptions:
     kv_dtype: str = "auto"
     cuda_graphs: bool = True
     quantize: str = "none"
+    batch_invariant: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,4 +89,5 @@ def load_span(
     log.info("model=%s kv_dtype=%s pages=%s", folder, kv_dtype, num_pages)
     cache = KVCache(shape, num_pages, DEFAULT_PAGE_SIZE, device)
     sequences = SequenceTable(PagePool(num_pages, DEFAULT_PAGE_SIZE))
-    return LoadedSpan(config, SpanRunner(model.span, cache, sequences, device), max_context, dtype)
+    runner = SpanRunner(model.span, cache, sequences, device, options.batch_invariant)
+    return LoadedSpan(config, runner, max_context, dtype)
