@@ -18,6 +18,7 @@ from .options import LoadFlags, ModelArgument, OutputFlags, SamplingFlags, StopF
 from .prompt import PromptFlags
 from .reporting import EXIT_DONE, EXIT_USAGE, print_error, report
 from .route_flags import RouteFlags
+from .serve_beside_flags import ServeBesideFlags
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -90,6 +91,7 @@ def chat(
     routes: RouteFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
+    serving: ServeBesideFlags,
 ) -> int:
     """Chat with a model.
 
@@ -99,7 +101,7 @@ def chat(
     """
     from .chat import chat
 
-    return chat(model, system, load, routes, sampling, stops)
+    return chat(model, system, load, routes, sampling, stops, serving)
 
 
 @command(app)

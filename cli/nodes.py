@@ -13,6 +13,7 @@ from .options import LoadFlags
 from .peer_table_view import connecting_table, peer_lines
 from .progress import loading_bar
 from .route_flags import RouteFlags
+from .serve_beside_flags import ServeBesideFlags
 
 if TYPE_CHECKING:
     from ..net.blocks_map import BlocksMap
@@ -150,39 +151,68 @@ class RemoteNodes:
 
 
 @contextmanager
-def open_nodes(reference: str, load: LoadFlags, routes: RouteFlags) -> Iterator[tuple[LoadedModel, float, Nodes]]:
+def open_nodes(
+    reference: str, load: LoadFlags, routes: RouteFlags, serving: ServeBesideFlags | None = None
+) -> Iterator[tuple[LoadedModel, float, Nodes]]:
     """A model that is ready to answer, the seconds that it took to load, and who computes; given back at the end.
+
+    With ``serving`` some layers are served to peers meanwhile.
 
     Raises:
         HopformerError: it cannot be loaded, or its layers are served by nobody.
     """
-    routes.check()
-    if routes.blocks_map is None:
-        model, load_s = open_model(reference, load.options())
-        yield model, load_s, LocalNode(model.config.num_layers)
+    serving = serving or ServeBesideFlags()
+    routes.check(serves=serving.serve is not None)
+    serving.check()
+    opened = _open_alone if routes.blocks_map is None else _open_remote
+    with opened(reference, load, routes, serving) as found:
+        yield found
+
+
+@contextmanager
+def _open_alone(
+    reference: str, load: LoadFlags, routes: RouteFlags, serving: ServeBesideFlags
+) -> Iterator[tuple[LoadedModel, float, Nodes]]:
+    """All layers here."""
+    model, load_s = open_model(reference, load.options())
+    nodes = LocalNode(model.config.num_layers)
+    if serving.serve is None:
+        yield model, load_s, nodes
         return
+    from ..net.identity import Identity
+    from .serve_beside import boards, serving_beside
+
+    identity = Identity.load_or_create(routes.identity or config_folder() / "identity.pem")
+    with boards(serving, identity, ()) as (_, board), serving_beside(serving, model, load, routes.codecs(), board):
+        yield model, load_s, nodes
+
+
+@contextmanager
+def _open_remote(
+    reference: str, load: LoadFlags, routes: RouteFlags, serving: ServeBesideFlags
+) -> Iterator[tuple[LoadedModel, float, Nodes]]:
+    """Over the peers of a BlocksMap."""
     import time
 
     from ..net.blocks_map import load_blocks_map
     from ..net.load_remote import Routing, load_remote
-    from ..net.messages import Codec
-    from ..net.network_process import ProcessSwitchboard
+    from .serve_beside import boards, serving_beside
 
+    assert routes.blocks_map is not None
     blocks_map = load_blocks_map(routes.blocks_map)
+    identity = _identity(routes, blocks_map, serves=serving.serve is not None)
+    blocks_map = blocks_map.read_by(identity.peer_id)
     folder = fetch(reference, _own_layers(blocks_map), ends=True)
     start = time.perf_counter()
-    switchboard = ProcessSwitchboard.start(_identity(routes, blocks_map), _listen(blocks_map), allow=())
-    try:
-        codec = Codec.INT8 if routes.wire_dtype == "int8" else Codec.EXACT
-        routing = Routing(blocks_map, routes.reroute_timeout, codec)
+    with boards(serving, identity, _listen(blocks_map)) as (board, server_board):
+        routing = Routing(blocks_map, routes.reroute_timeout, routes.codecs()[-1])
         with loading_bar(f"loading {reference}") as progress:
-            remote = load_remote(folder, load.options(), routing, switchboard, progress)
-        with connecting_table(remote.node) as show:
-            remote.runner.connect(show)
-        yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
-        remote.runner.close()
-    finally:
-        switchboard.close()
+            remote = load_remote(folder, load.options(), routing, board, progress)
+        with serving_beside(serving, remote.model, load, routes.codecs(), server_board):
+            with connecting_table(remote.node) as show:
+                remote.runner.connect(show)
+            yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
+            remote.runner.close()
 
 
 def _own_layers(blocks_map: "BlocksMap") -> tuple[int, int]:
@@ -196,12 +226,15 @@ def _own_layers(blocks_map: "BlocksMap") -> tuple[int, int]:
     return (own[0].start, own[-1].end) if own else (0, 0)
 
 
-def _identity(routes: RouteFlags, blocks_map: "BlocksMap") -> "Identity":
-    """Who this node is: a stranger where the map has its own key's id for a peer, as that of a node on this machine."""
+def _identity(routes: RouteFlags, blocks_map: "BlocksMap", serves: bool) -> "Identity":
+    """Who this node is.
+
+    One that only calls is a stranger where the map has its key's id for a peer: that of a node on the same machine.
+    """
     from ..net.identity import Identity
 
     found = Identity.load_or_create(routes.identity or config_folder() / "identity.pem")
-    if str(found.peer_id) not in {peer.peer_id.lower() for peer in blocks_map.peers}:
+    if serves or str(found.peer_id) not in {peer.peer_id.lower() for peer in blocks_map.peers}:
         return found
     if routes.identity is not None:
         raise UsageError(f"--identity {routes.identity} is the key of a peer in the map; a caller has another")

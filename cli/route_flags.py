@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..net.messages import Codec
 
 DEFAULT_REROUTE_TIMEOUT_S = 30.0  # a node that is started again needs some ten seconds to read a large model's layers
 
@@ -37,7 +40,8 @@ class RouteFlags:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="With --blocks-map: this node's key; hopformer/identity.pem in the user's config folder if not given.",
+            help="With --blocks-map or --serve: this node's key; hopformer/identity.pem in the user's config folder if "
+            "not given.",
             rich_help_panel=_NETWORK,
         ),
     ] = None
@@ -50,8 +54,14 @@ class RouteFlags:
         ),
     ] = "exact"
 
-    def check(self) -> None:
-        """Refuse what cannot mean anything, before a model is loaded for it.
+    def codecs(self) -> "tuple[Codec, ...]":
+        """How activations may be packed, the one to ask for last."""
+        from ..net.messages import Codec
+
+        return (Codec.EXACT, Codec.INT8) if self.wire_dtype == "int8" else (Codec.EXACT,)
+
+    def check(self, serves: bool = False) -> None:
+        """Refuse what cannot mean anything, before a model is loaded for it; ``serves``: whether this node does.
 
         Raises:
             UsageError: a value is out of its range, or a flag without the one that it belongs to.
@@ -59,5 +69,5 @@ class RouteFlags:
         if not 0 < self.reroute_timeout <= 86400:
             raise UsageError(f"--reroute-timeout is {self.reroute_timeout:g}; it must be above 0, and at most a day")
         idle = "--identity" if self.identity is not None else "--wire-dtype" if self.wire_dtype != "exact" else None
-        if idle is not None and self.blocks_map is None:
+        if idle is not None and self.blocks_map is None and not serves:
             raise UsageError(f"{idle} changes nothing where all layers run here; pass --blocks-map too")

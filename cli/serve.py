@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..errors import NetworkError, UsageError
@@ -47,8 +48,8 @@ def serve(model: str, layers: str | None, node: NodeFlags, span: SpanFlags) -> i
             switchboard = ProcessSwitchboard.start(identity, node.listen, allowed)
         try:
             with terminate_noted() as terminated:
-                server = _make_server(switchboard, loaded, served, metrics)
-                _say_ready(switchboard, served, http)
+                server = make_server(switchboard, loaded, served, metrics)
+                print(json.dumps(ready(switchboard, served, http)), flush=True)  # the first line on stdout
                 server.run(terminated, DRAIN_S)
         finally:
             switchboard.close()
@@ -68,36 +69,42 @@ def _load(model: str, asked: tuple[int, int] | None, node: NodeFlags, span: Span
     start, end = find_layers(asked, load_config(folder))
     with loading_bar(f"loading layers {start}:{end} of {model}") as progress:
         loaded = load_span(folder, (start, end), span.options(), progress)
-    served = ServedSpan(
-        model=Path(model).resolve().name if Path(model).is_dir() else model,  # peers are told: no path of ours
-        fingerprint=fingerprint(folder, start, end),
-        start=start,
-        end=end,
+    name = Path(model).resolve().name if Path(model).is_dir() else model  # peers are told: no path of ours
+    return loaded, announced(name, folder, loaded, _CODECS[node.wire_dtype])
+
+
+def announced(name: str, folder: Path, loaded: LoadedSpan, codecs: Sequence[Codec]) -> ServedSpan:
+    """What peers are told of the layers that were loaded from ``folder``."""
+    span = loaded.runner.span
+    return ServedSpan(
+        model=name,
+        fingerprint=fingerprint(folder, span.start, span.end),
+        start=span.start,
+        end=span.end,
         num_layers=loaded.config.num_layers,
         width=loaded.config.hidden_size,
         dtype=wire_dtype(loaded.dtype),
-        codecs=_CODECS[node.wire_dtype],
+        codecs=tuple(codecs),
         max_tokens=loaded.max_context,
         version=__version__,
     )
-    return loaded, served
 
 
-def _make_server(switchboard: Switchboard, loaded: LoadedSpan, served: ServedSpan, metrics: NodeMetrics) -> SpanServer:
+def make_server(switchboard: Switchboard, loaded: LoadedSpan, served: ServedSpan, metrics: NodeMetrics) -> SpanServer:
+    """A server of layers that are loaded, which nobody has let run yet."""
     pool = loaded.runner.sequences.pool
     return SpanServer(switchboard, loaded.runner, HopSessions(served, pool.num_pages, pool.page_size), metrics)
 
 
-def _say_ready(switchboard: Switchboard, served: ServedSpan, http: str | None) -> None:
-    """The first line on stdout: who reads it may connect."""
-    ready = {
+def ready(switchboard: Switchboard, served: ServedSpan, http: str | None) -> dict[str, Any]:
+    """What whoever reads it needs to connect; ``hopformer map join`` does."""
+    return {
         "ready": True,
         "peer_id": str(switchboard.peer_id),
         "addrs": list(switchboard.addrs),
         "layers": f"{served.start}:{served.end}",
         "http": http,
     }
-    print(json.dumps(ready), flush=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from .cuda_graphs import GraphPool
 from .decode_step import decode_batch_sizes
 from .engine import Engine
 from .kv_cache import DEFAULT_PAGE_SIZE, KVShape
+from .model import Span
 from .runner import LocalRunner
 from .scheduler import DEFAULT_MAX_SEQUENCES
 from .templates import ChatTemplate, load_chat_template
@@ -59,7 +60,7 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to answer; ``quantize`` as in LoadOptions."""
+    """A model that is ready to answer; ``quantize`` as in LoadOptions, ``spans`` the layers that are here."""
 
     folder: Path
     config: ModelConfig
@@ -70,6 +71,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     quantize: str = "none"
+    spans: tuple[Span, ...] = ()
 
 
 def load(folder: Path, options: LoadOptions, progress: Callable[[int, int], None] | None = None) -> LoadedModel:
@@ -102,7 +104,8 @@ def load(folder: Path, options: LoadOptions, progress: Callable[[int, int], None
         num_parts = config.num_layers + 2  # the embedding and the head
         runner.prepare_decode(DEFAULT_MAX_SEQUENCES, GraphPool(device).capture, _stage(progress, num_parts, 0))
     engine = Engine(runner, tokenizer.decode, byte_tokens=tokenizer.byte_tokens)
-    return LoadedModel(folder, config, defaults, tokenizer, template, engine, device, dtype, options.quantize)
+    own = model.span
+    return LoadedModel(folder, config, defaults, tokenizer, template, engine, device, dtype, options.quantize, (own,))
 
 
 def find_device(name: str) -> torch.device:
