@@ -63,12 +63,21 @@ class SpanFlags:
             rich_help_panel=_MODEL,
         ),
     ] = "none"
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Compute each token alike to the last bit in any company, so that a replica on the like machine takes "
+            "over without a trace; prompts take several times as long.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
 
     memory: Annotated[
         float | None,
         typer.Option(
             metavar="GIB",
-            help="With --layers auto: GiB for layers and their keys and values; 70% of what is free, if not given.",
+            help="With --layers auto: GiB for layers and their keys and values; what is free, if not given.",
             rich_help_panel=_MODEL,
         ),
     ] = None
@@ -88,7 +97,14 @@ class SpanFlags:
         """The same for llama/load_span.py."""
         from ..llama.load import LoadOptions
 
-        return LoadOptions(self.device, self.dtype, self.max_context, kv_dtype=self.kv_dtype, quantize=self.quantize)
+        return LoadOptions(
+            self.device,
+            self.dtype,
+            self.max_context,
+            kv_dtype=self.kv_dtype,
+            quantize=self.quantize,
+            batch_invariant=self.batch_invariant,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Which layers is said, or chosen by the node itself (auto_serve.py).
 
 import json
 import logging
+from typing import Any
 
 from ..errors import UsageError
 from ..llama.load_span import LoadedSpan
@@ -14,7 +15,7 @@ from ..net.network_process import ProcessSwitchboard
 from ..net.served_span import ServedSpan
 from ..net.span_announcer import SpanAnnouncer
 from ..net.span_server import SpanServer
-from ..net.switchboard import Switchboard
+from ..net.switchboard import MeshSwitchboard, Switchboard
 from .auto_serve import AutoNetwork, serve_auto
 from .interrupts import terminate_noted, terminate_unwinds
 from .mesh_flags import MeshFlags
@@ -54,7 +55,7 @@ def serve(model: str, layers: str | None, node: NodeFlags, mesh: MeshFlags, span
                 switchboard = ProcessSwitchboard.start(identity, addrs, allowed, mesh=part)
             try:
                 with terminate_noted() as terminated:
-                    server = _make_server(switchboard, loaded, served, metrics)
+                    server = make_server(switchboard, loaded, served, metrics)
                     server.announcer = SpanAnnouncer(switchboard, identity, served)
                     _say_ready(switchboard, served, http)
                     server.run(terminated, DRAIN_S)
@@ -64,14 +65,15 @@ def serve(model: str, layers: str | None, node: NodeFlags, mesh: MeshFlags, span
     return EXIT_DONE
 
 
-def _make_server(switchboard: Switchboard, loaded: LoadedSpan, served: ServedSpan, metrics: NodeMetrics) -> SpanServer:
+def make_server(switchboard: Switchboard, loaded: LoadedSpan, served: ServedSpan, metrics: NodeMetrics) -> SpanServer:
+    """A server of layers that are loaded, which nobody has let run yet."""
     pool = loaded.runner.sequences.pool
     return SpanServer(switchboard, loaded.runner, HopSessions(served, pool.num_pages, pool.page_size), metrics)
 
 
-def _say_ready(switchboard: ProcessSwitchboard, served: ServedSpan, http: str | None) -> None:
-    """The first line on stdout: who reads it may connect."""
-    ready = {
+def ready(switchboard: MeshSwitchboard, served: ServedSpan, http: str | None) -> dict[str, Any]:
+    """What whoever reads it needs to connect; ``hopformer map join`` does."""
+    return {
         "ready": True,
         "peer_id": str(switchboard.peer_id),
         "addrs": list(switchboard.addrs),
@@ -79,4 +81,8 @@ def _say_ready(switchboard: ProcessSwitchboard, served: ServedSpan, http: str | 
         "layers": f"{served.start}:{served.end}",
         "http": http,
     }
-    print(json.dumps(ready), flush=True)
+
+
+def _say_ready(switchboard: MeshSwitchboard, served: ServedSpan, http: str | None) -> None:
+    """The first line on stdout: who reads it may connect."""
+    print(json.dumps(ready(switchboard, served, http)), flush=True)

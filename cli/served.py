@@ -1,5 +1,6 @@
 """Layers that a node serves: fetched, loaded, and how peers are told of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
@@ -28,19 +29,24 @@ def load_served(
     start, end = find_layers(asked, load_config(folder))
     with loading_bar(f"loading layers {start}:{end} of {model}") as progress:
         loaded = load_span(folder, (start, end), span.options(), progress)
-    served = ServedSpan(
-        model=public_name(model),
-        fingerprint=fingerprint(folder, start, end),
-        start=start,
-        end=end,
+    return loaded, announced(public_name(model), folder, loaded, _CODECS[node.wire_dtype])
+
+
+def announced(name: str, folder: Path, loaded: LoadedSpan, codecs: Sequence[Codec]) -> ServedSpan:
+    """What peers are told of the layers that were loaded from ``folder``."""
+    span = loaded.runner.span
+    return ServedSpan(
+        model=name,
+        fingerprint=fingerprint(folder, span.start, span.end),
+        start=span.start,
+        end=span.end,
         num_layers=loaded.config.num_layers,
         width=loaded.config.hidden_size,
         dtype=wire_dtype(loaded.dtype),
-        codecs=_CODECS[node.wire_dtype],
+        codecs=tuple(codecs),
         max_tokens=loaded.max_context,
         version=__version__,
     )
-    return loaded, served
 
 
 def public_name(model: str) -> str:

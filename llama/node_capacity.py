@@ -6,19 +6,16 @@ For a node that chooses its layers itself. What it should choose is not decided 
 import statistics
 import time
 from collections.abc import Callable
-from math import prod
 
 import torch
 
 from .batch import Chunk
 from .config import ModelConfig
-from .kv_cache import KVShape
+from .layer_memory import layer_memory
 from .load import LoadOptions, find_device, find_dtype, find_kv_dtype, find_max_context, find_weight_bits, free_memory
 from .runner import SpanRunner
 from .weights import layer_tensors
 
-USED_SHARE = 0.7  # of the memory that is free: the rest is for what a step computes with, and for others
-CONTEXTS_SERVED = 4  # whose keys and values a node should have room for; it takes more where memory is left
 _NUM_STEPS = 16  # that are timed; a step of a small span takes less than the clock's noise
 _NUM_WARM_UP = 3
 
@@ -32,14 +29,10 @@ def layers_that_fit(config: ModelConfig, options: LoadOptions, memory_bytes: int
     """
     device = find_device(options.device)
     dtype = find_dtype(options.dtype, config, device)
-    num_bytes = int(free_memory(device) * USED_SHARE) if memory_bytes is None else memory_bytes
-    bits = find_weight_bits(options.quantize)
-    kv = KVShape(1, config.num_kv_heads, config.head_dim, find_kv_dtype(options.kv_dtype, dtype, device))
-    kv_bytes = kv.bytes_per_token * find_max_context(options.max_context, config) * CONTEXTS_SERVED
-    weight_bytes = max(_num_elements(config, index) for index in range(config.num_layers)) * (
-        dtype.itemsize if bits is None else bits / 8 + dtype.itemsize / 32  # a scale for each group of 32 at most
-    )
-    return min(int(num_bytes // (weight_bytes + kv_bytes)), config.num_layers)
+    kv_dtype = find_kv_dtype(options.kv_dtype, dtype, device)
+    memory = layer_memory(config, dtype, kv_dtype, find_weight_bits(options.quantize))
+    num_bytes = free_memory(device) if memory_bytes is None else memory_bytes
+    return min(memory.num_fitting(num_bytes, find_max_context(options.max_context, config)), config.num_layers)
 
 
 @torch.inference_mode()
@@ -93,7 +86,3 @@ def _median_s(step: Callable[[], None], device: torch.device) -> float:
         if index >= _NUM_WARM_UP:
             times.append(time.perf_counter() - began)
     return statistics.median(times)
-
-
-def _num_elements(config: ModelConfig, index: int) -> int:
-    return sum(prod(shape) for _, shape in layer_tensors(config, index).values())

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from ..errors import HopformerError, NetworkError
 from ..llama.load_span import LoadedSpan
@@ -27,19 +26,11 @@ from .placement import Mesh, MeshNode
 from .served_span import ServedSpan
 from .span_announcer import SpanAnnouncer
 from .span_server import LONGEST_WAIT_S, SpanServer
-from .switchboard import Event, Heard, PeerDown, PeerUp, Received, Switchboard, Vanished
+from .switchboard import Event, Heard, MeshSwitchboard, PeerDown, PeerUp, Received, Vanished
 
 log = logging.getLogger(__name__)
 
 FIRST_LAYER_S = 0.001  # of a peer that has measured nothing: a layer of a small model on a laptop
-
-
-class MeshSwitchboard(Switchboard, Protocol):
-    """A switchboard that takes part in a mesh."""
-
-    def publish(self, announcement: bytes | None) -> None:
-        """Announce this from now on; None takes it back."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
