@@ -8,13 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..net.directory import Entry, Via
 from ..net.discovery import Discovery
 from ..net.mesh_view import MAX_NAMED, offers
 from .map_drawing import draw_bar, short_id
+from .mesh_flags import MeshFlags, default_listen
+from .node_key import load_free_key
 from .reporting import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -48,6 +50,26 @@ class PeerRow:
 
 _TITLES = {"bar": "", "layer": "ms/layer"}  # others have their field's name
 _COLUMNS = {one.name: _TITLES.get(one.name, one.name) for one in fields(PeerRow)}
+
+
+def peers(mesh: MeshFlags, *, as_json: bool, once: bool) -> int:
+    """Look, and print who is announced; returns the exit code.
+
+    Raises:
+        HopformerError: a flag means nothing, or there is no network to look at.
+    """
+    from ..net.identity import Identity
+    from ..net.network_process import ProcessSwitchboard
+    from ..net.switchboard_discovery import SwitchboardDiscovery
+
+    looking = mesh if mesh.finds_peers else replace(mesh, lan=True)
+    identity = load_free_key(None) if looking.relay else Identity.generate()
+    part = looking.part(identity.peer_id, is_watching=True)
+    switchboard = ProcessSwitchboard.start(identity, default_listen(part.relays, lan=looking.lan), (), mesh=part)
+    try:
+        return show_peers(SwitchboardDiscovery(switchboard), as_json=as_json, once=once)
+    finally:
+        switchboard.close()
 
 
 def show_peers(discovery: Discovery, *, as_json: bool = False, once: bool = False) -> int:

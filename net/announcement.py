@@ -35,7 +35,8 @@ from .wire_fields import Blob, Choice, Flag, Form, Number, Peer, Raw, Several, T
 
 MAX_RELAYS = 4  # a node registers at one or two
 MAX_RELAY_BYTES = 301  # a peer id, "@" and an address
-MAX_VALID_S = 120  # what a dead node haunts others for; three renewals of 40 s, of which two may be lost
+MAX_VALID_S = 120  # what a dead node haunts others for, at most
+RENEW_S = 40.0  # a node says it anew so often: of three that are good at once two may be lost
 MAX_SKEW_S = 60  # by which clocks may differ: two months of a quartz that nobody sets, at a second a day
 
 _FORMAT = 1
@@ -68,7 +69,7 @@ class Announcement:
         layer_us: microseconds that a decode step takes in one layer; 0 if nothing is measured.
         num_sessions: that are open.
         queue_us: microseconds that a step waits for its turn, lately.
-        max_layers: of this model that it has room for.
+        max_layers: of this model that it has room for, where it chooses its layers itself; 0 where they were given.
         version: of the software.
         addrs: HOST:PORT each, where it may be dialled.
         relays: PEER_ID@HOST:PORT each, over which it can be reached.

@@ -60,7 +60,7 @@ class CallerMesh:
             peers.add(peer, addrs)
         for peer in changes.gone:
             peers.forget(peer)
-        return changes.ask
+        return (*changes.ask, *(peer for peer in changes.reach if peers.entries[peer].is_connected))
 
     def why_nobody(self, model: str) -> str:
         """One line that says what is missing of the model, and what there is instead."""

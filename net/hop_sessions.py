@@ -122,8 +122,7 @@ class HopSessions:
         assert not self._in_flight, "finish or fail the batch first"
         match message:
             case Ask():
-                free_tokens = self.num_free_pages * self._page_size
-                self._send(peer, self.served.announce(free_tokens, _microseconds(self._step_s)))
+                self._answer(peer)
             case Step():
                 self._receive_step(peer, message, now)
             case Open() | Reroute() | Rollback() | Close() | Lease():
@@ -133,6 +132,13 @@ class HopSessions:
                     self._open(message, now)
                 else:
                     self._obey(message, now)
+
+    def _answer(self, peer: PeerId) -> None:
+        """Tell a peer what is served; nothing that is new, while the node goes away."""
+        if self.is_draining:
+            self._send(peer, self.served.announce_nothing())
+        else:
+            self._send(peer, self.served.announce(self.num_free_pages * self._page_size, _microseconds(self._step_s)))
 
     def start_batch(self, now: float) -> list[ReadyStep]:
         """Steps to compute together, one of a session at most: short ones first, then others in the order they came.
@@ -181,6 +187,12 @@ class HopSessions:
         self._drain_until = now + grace_s
         for peer in sorted(self._connected):
             self._send(peer, Goodbye(int(grace_s)))
+
+    def stay(self) -> None:
+        """Go on after all, instead of draining. Who asks is told, and a Serving takes back a Goodbye."""
+        self._drain_until = None
+        for peer in sorted(self._connected):
+            self._answer(peer)
 
     def handle_deadline(self, now: float) -> None:
         """Do what is due: end sessions whose callers did not come back, and all of them when draining is over."""

@@ -94,7 +94,18 @@ def load_remote(
     engine = Engine(runner, tokenizer.decode, byte_tokens=tokenizer.byte_tokens, max_sequences=MAX_SEQUENCES)
     template = load_chat_template(folder, tokenizer, options.template)
     defaults = load_generation_defaults(folder)
-    model = LoadedModel(folder, config, defaults, tokenizer, template, engine, device, dtype, options.quantize)
+    model = LoadedModel(
+        folder,
+        config,
+        defaults,
+        tokenizer,
+        template,
+        engine,
+        device,
+        dtype,
+        options.quantize,
+        tuple(one.span for one in part.local),
+    )
     return RemoteModel(model, runner, node)
 
 

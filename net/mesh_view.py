@@ -86,13 +86,15 @@ class MeshView:
 
     def _ready(self, entries: Iterable[Entry]) -> list[Announcement]:
         """Those that serve layers of the model now."""
-        return [
-            one.announcement
-            for one in entries
-            if one.announcement.is_ready
-            and one.announcement.peer != self._own
-            and is_of_model(one.announcement, self._fingerprint, self._num_layers)
-        ]
+        verdicts: dict[tuple[bytes, int, LayerRange | None], bool] = {}  # many serve the same layers
+        found = []
+        for one in (entry.announcement for entry in entries):
+            layers = (one.fingerprint, one.num_layers, one.layers)
+            if layers not in verdicts:
+                verdicts[layers] = is_of_model(one, self._fingerprint, self._num_layers)
+            if one.is_ready and verdicts[layers] and one.peer != self._own:
+                found.append(one)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,6 +184,7 @@ class PeerTable:
             return
         entry.answer_s = now - entry.asked_at
         served = LayerRange(answer.start, answer.end)
+        entry.is_leaving &= not served
         entry.layers = served if entry.listed is None else served.common(entry.listed)
         entry.free_tokens = answer.free_tokens
         entry.problem = ""

@@ -42,6 +42,10 @@ class ServedSpan:
         span = self.start, self.end, self.dtype, self.codecs
         return Serving(self.model, self.fingerprint, *span, free_tokens, step_us, self.version)
 
+    def announce_nothing(self) -> Serving:
+        """The same of a node that serves no layers now."""
+        return Serving(self.model, self.fingerprint, 0, 0, None, (), 0, 0, self.version)
+
     def refusal_of(self, opening: Open) -> tuple[Reason, str] | None:
         """Why a session does not fit what is served here; None where it does."""
         if not self.start <= opening.start < opening.end <= self.end:

@@ -17,7 +17,7 @@ from .activations import TORCH_DTYPES, pack, unpack_into
 from .hop_outputs import Dial, ReadyStep, Release, Send, Timing, Truncate
 from .hop_sessions import HopSessions
 from .identity import PeerId
-from .messages import Message, Reason, Refuse, SessionKey
+from .messages import Message, Opened, Reason, Refuse, SessionKey
 from .metrics import NodeMetrics
 from .span_announcer import SpanAnnouncer
 from .switchboard import Event, PeerDown, PeerUp, Received, Switchboard
@@ -68,6 +68,7 @@ class SpanServer:
         now = self._switchboard.now()
         match event:
             case PeerUp(peer):
+                log.info("peer=%s is connected", peer)
                 self.sessions.peer_up(peer, now)
             case PeerDown(peer, reason):
                 log.info("peer=%s is gone: %s", peer, reason)
@@ -109,6 +110,8 @@ class SpanServer:
                 case Send(peer, message):
                     if isinstance(message, Refuse):
                         self._note_refusal(message)
+                    elif isinstance(message, Opened):
+                        log.info("session=%s is open", _session(message.session))
                     messages.append((peer, message))
                 case Dial(peer, addrs):
                     self._switchboard.dial(peer, addrs)

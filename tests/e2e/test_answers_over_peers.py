@@ -193,6 +193,48 @@ def test_chat_names_its_peers_and_reaches_others(nodes: Nodes) -> None:
     assert "'abc' is no peer id" in err and err.count(other.peer_id[:10]) == 2
 
 
+def test_a_chat_serves_its_layers_while_it_goes_on(nodes: Nodes) -> None:
+    """Two chats, each with half of the layers, answer over each other; a third has no layers at all."""
+    expected = finished(nodes.generate(None, "--json", "--max-tokens", 20))
+    ids = [nodes.popen("id", "--identity", f"{name}.pem").communicate(timeout=60)[0].strip() for name in "ab"]
+    ports = [free_port(), free_port()]
+    rows = [(layers, ids[index], f"127.0.0.1:{ports[index]}") for index, layers in enumerate(("0:4", "4:8"))]
+    blocks_map = nodes.write_map(*rows)
+    chats = []
+    for index, (layers, _, addr) in enumerate(rows):
+        flags = ["--blocks-map", blocks_map, "--dtype", "float32", "--identity", f"{'ab'[index]}.pem"]
+        chats.append(nodes.popen("chat", "demo", *flags, "--serve", layers, "--listen", addr))
+    for chat, (layers, peer_id, addr) in zip(chats, rows, strict=True):
+        assert chat.stderr is not None
+        ready = json.loads(chat.stderr.readline())
+        assert ready == {"ready": True, "peer_id": peer_id, "addrs": [addr], "layers": layers, "http": None}
+    guest = nodes.generate(blocks_map, "--json", "--max-tokens", 20)
+    for chat in chats:
+        assert chat.stdin is not None
+        chat.stdin.write("What is 2 plus 3?\npeers\n")
+        chat.stdin.flush()
+    for chat in chats:
+        assert chat.stdout is not None and chat.stdout.readline() == "2 plus 3 is 5.\n"
+    found = finished(guest)
+    assert found["token_ids"] == expected["token_ids"]
+    assert [hop["peer"] for hop in found["route"]] == ids
+    for chat in chats:
+        _, err = chat.communicate(timeout=60)
+        assert chat.returncode == 0 and "local" in err and "here" in err
+
+
+def test_a_chat_with_all_layers_serves_some_of_them(nodes: Nodes) -> None:
+    expected = finished(nodes.generate(None, "--json", "--max-tokens", 20))
+    first = nodes.serve("a", "0:4")
+    chat = nodes.popen("chat", "demo", "--dtype", "float32", "--serve", "4:8", "--identity", "b.pem")
+    assert chat.stderr is not None
+    last = Node(chat, json.loads(chat.stderr.readline()))
+    answer = nodes.generate(nodes.map_of(first, last), "--json", "--max-tokens", 20)
+    assert finished(answer)["token_ids"] == expected["token_ids"]
+    out, err = chat.communicate("What is 2 plus 3?\n", timeout=60)
+    assert (chat.returncode, out, err) == (0, "2 plus 3 is 5.\n", "")
+
+
 def test_a_map_that_does_not_fit_is_refused(nodes: Nodes) -> None:
     blocks_map = nodes.write_map(("0:7", "self", ""))
     answer = nodes.generate(blocks_map)

@@ -77,3 +77,37 @@ def test_parts_one_behind_the_other_compute_what_the_whole_span_does(folder: Pat
         assert torch.equal(found, expected)
         for runner in (whole, split):
             runner.sequences.append(0, end - start)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"kv_dtype": "int8"}, {"quantize": "int8"}], ids=["plain", "int8-kv", "int8"])
+def test_a_batch_invariant_span_gives_the_same_bits_in_any_company_and_any_chunks(
+    folder: Path, dtype: str, options: dict[str, str]
+) -> None:
+    runner = load_span(folder, (0, 3), LoadOptions("cpu", dtype, batch_invariant=True, **options)).runner
+    generator = torch.Generator().manual_seed(4)
+    hidden, others = (torch.randn(49, 32, generator=generator).to(getattr(torch, dtype)) for _ in range(2))
+
+    @torch.inference_mode()
+    def rows(sequence_id: int, counts: list[int], companion: int | None = None) -> torch.Tensor:
+        """The rows of ``hidden``, in steps of ``counts`` tokens, each behind a token of a companion if there is one."""
+        position, found = 0, []
+        for index, count in enumerate(counts):
+            chunks, own = [Chunk(sequence_id, position, count)], hidden[position : position + count]
+            if companion is not None:
+                chunks, own = [Chunk(companion, index, 1), *chunks], torch.cat([others[index : index + 1], own])
+            for chunk in chunks:
+                if chunk.position == 0:
+                    runner.sequences.open(chunk.sequence_id)
+                runner.sequences.reserve(chunk.sequence_id, chunk.position + chunk.num_tokens)
+            found.append(runner.forward(chunks, own)[-count:])
+            for chunk in chunks:
+                runner.sequences.append(chunk.sequence_id, chunk.num_tokens)
+            position += count
+        return torch.cat(found)
+
+    alone = rows(0, [49])
+    assert torch.equal(rows(1, [1] * 49), alone)
+    assert torch.equal(rows(2, [17, 16, 15, 1]), alone)
+    assert torch.equal(rows(3, [31, *[1] * 18], companion=4), alone)
+    assert runner.part(1, 2).batch_invariant

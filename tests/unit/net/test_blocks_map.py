@@ -53,6 +53,13 @@ def test_what_is_written_is_read_again() -> None:
     assert parse_blocks_map(found.to_json().encode()) == found
 
 
+def test_a_node_that_is_in_the_map_reads_its_own_layers_as_self() -> None:
+    written = parse(as_map())
+    own = checked(written.read_by(B), 8)
+    assert own.spans() == {A: [LayerRange(0, 4)], None: [LayerRange(4, 8)]} and own.addrs() == {A: ("127.0.0.1:40123",)}
+    assert written.read_by(C) == written
+
+
 def test_one_route_a_block_means_the_same() -> None:
     routes = [{"block_no": index, "peer_id": str(A) if index < 4 else "self"} for index in range(8)]
     found = checked(parse(as_map(routes=routes)), 8)

@@ -264,6 +264,49 @@ def test_a_step_is_56_bytes_and_its_rows_uncopied() -> None:
     )
 
 
+def laid_out(kind: int, *fields: bytes) -> bytes:
+    """A frame as docs/wire-format.md has it: length, kind, flags, and the fields one behind the other."""
+    body = bytes((kind, 0)) + b"".join(fields)
+    return len(body).to_bytes(4, "big") + body
+
+
+def written(text: str) -> bytes:
+    return len(text.encode()).to_bytes(2, "big") + text.encode()
+
+
+def test_every_message_lies_as_the_document_says() -> None:
+    """By hand, from the tables there and from nothing that wire.py knows."""
+    session = ANNA.digest + bytes((0, 0, 0, 0, 0, 0, 0, 7))
+    neighbours = ANNA.digest + BELA.digest + b"\x02" + written("10.0.0.2:4711") + written("[fe80::1]:4711")
+    span, dtype_and_codec = b"\0\0\0\x10", b"\x01\0"
+    layers_of_a_server, codecs = b"\0\0\0\x04", b"\x02\0\x01"
+    frames = {
+        OPEN: laid_out(2, session, bytes(32), span, dtype_and_codec, struct.pack(">II", 4096, 60), neighbours),
+        Opened(SESSION): laid_out(3, session),
+        Done(SESSION, 3, 10, 20, 4): laid_out(4, session, struct.pack(">IIIH", 3, 10, 20, 4)),
+        Reroute(SESSION, NEIGHBOURS, 17): laid_out(5, session, neighbours, struct.pack(">I", 17)),
+        Rollback(SESSION, 4, 5): laid_out(6, session, struct.pack(">II", 4, 5)),
+        Close(SESSION): laid_out(7, session),
+        Refuse(SESSION, Reason.BUSY, "full"): laid_out(8, session, b"\x01", written("full")),
+        Lease(SESSION): laid_out(9, session),
+        Goodbye(30): laid_out(10, struct.pack(">I", 30)),
+        Ask(): laid_out(11),
+        SERVING: laid_out(
+            12,
+            written("demo"),
+            bytes(32),
+            layers_of_a_server,
+            b"\x03",
+            codecs,
+            struct.pack(">QI", 1 << 40, 250),
+            written("1.2.3"),
+        ),
+    }
+    assert {type(message) for message in frames} | {Step} == set(Message.__args__)
+    for message, frame in frames.items():
+        assert frame_of(message) == frame
+
+
 def test_rows_of_another_element_type_are_sent_as_their_bytes() -> None:
     rows = memoryview(bytes(20)).cast("H")
     assert decode(memoryview(frame_of(dataclasses.replace(STEP, payload=rows)))).payload == bytes(20)
