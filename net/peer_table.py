@@ -74,6 +74,7 @@ class PeerEntry:
         problem: why it is not used; empty where there is no reason.
         failure: what it did last that it should not.
         retry_at: it is left alone until then.
+        is_forgotten: it is to go once it is not connected any more.
         asked_at, answer_s: when it was last asked what it serves, and how long it took to answer.
     """
 
@@ -82,6 +83,7 @@ class PeerEntry:
     layers: LayerRange | None = None
     is_connected: bool = False
     is_leaving: bool = False
+    is_forgotten: bool = False
     dialled_at: float | None = None
     free_tokens: int = 0
     problem: str = "not connected yet"
@@ -128,11 +130,16 @@ class PeerTable:
         entry = self.entries.setdefault(peer, PeerEntry(addrs, None))
         entry.addrs = addrs
         entry.retry_at = 0.0
+        entry.is_forgotten = False
 
     def forget(self, peer: PeerId) -> None:
         """A peer that no map lists is announced no longer; while it is connected it may still be used."""
         entry = self.entries.get(peer)
-        if entry is not None and entry.listed is None and not entry.is_connected:
+        if entry is None or entry.listed is not None:
+            return
+        if entry.is_connected:
+            entry.is_forgotten = True
+        else:
             del self.entries[peer]
 
     def unusable(self, now: float) -> set[PeerId]:
@@ -200,6 +207,8 @@ class PeerTable:
         if entry := self.entries.get(peer):
             entry.is_connected, entry.dialled_at, entry.layers, entry.stats = False, None, None, None
             self.failed(peer, reason, now)
+            if entry.is_forgotten:
+                del self.entries[peer]
 
     def failed(self, peer: PeerId, reason: str, now: float) -> None:
         """A peer did not do what it should; leave it alone, each time twice as long."""
@@ -350,6 +359,7 @@ class PeerTable:
         for peer, entry in self.entries.items():
             assert not (entry.is_connected and entry.dialled_at is not None), f"{peer} is dialled and connected"
             assert entry.is_connected or entry.layers is None, f"{peer} is gone and serves layers"
+            assert entry.is_connected or not entry.is_forgotten, f"{peer} is gone and not forgotten"
             assert 0 <= entry.num_failures <= MAX_COUNTED_FAILURES
 
     def _is_same_model(self, answer: Serving) -> bool:

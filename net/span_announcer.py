@@ -39,7 +39,7 @@ class SpanAnnouncer:
             public_key=identity.public_bytes,
             issued_at=0,
             valid_s=VALID_S,
-            model=served.model,
+            model="".join(one if one.isprintable() else "?" for one in served.model),  # a folder may be called anything
             fingerprint=served.fingerprint,
             num_layers=served.num_layers,
             layers=LayerRange(served.start, served.end),
