@@ -28,8 +28,9 @@ from .link import PATIENCE_S, RELAYED_PATIENCE_S, STRANDED_PATIENCE_S, Link, Lin
 from .paths import SITE_DATAGRAM_BYTES, Outgoing, Path
 from .probes import is_probe, tag_of
 from .quic import CONNECTION_ID_BYTES, Credentials, MutualQuic
+from .stun import ANSWERS_PER_S, is_request, response
 from .udp import UdpSocket, split_host_port
-from .ways import CHANNEL_PREFIX_BYTES, Direct, Relayed, Way, is_relayed
+from .ways import CHANNEL_PREFIX_BYTES, Direct, Ice, Relayed, Way, is_relayed
 from .wire import INSTANCE_BYTES, PATH_KEY_BYTES, PATH_TAG_BYTES, Hello
 
 _HINT = b"\x03"  # "that connection is none of mine"; like a probe it has not the bit 0x40 of QUIC's packets
@@ -108,9 +109,10 @@ class Carrier:
         self._by_id: dict[bytes, Connection] = {}
         self._by_tag: dict[bytes, Connection] = {}  # every connection once, whatever ids it has
         self._channels: dict[bytes, tuple[Relayed, Connection]] = {}  # by what the other end's datagrams begin with
+        self._ices: dict[Ice, Callable[[bytes], None]] = {}  # what sends on each
         self._unsent: dict[Connection, None] = {}
         self._handshakes, self._proven_handshakes = Rate(HANDSHAKES_PER_S), Rate(HANDSHAKES_PER_S)
-        self._hints = Rate(HINTS_PER_S)
+        self._hints, self._stun_answers = Rate(HINTS_PER_S), Rate(ANSWERS_PER_S)
         self.is_held = False  # see Link.hold; for connections to come
 
     @property
@@ -161,6 +163,20 @@ class Carrier:
         """Take no more of them. Connections on that way have to be told with ``lose``."""
         self._channels.pop(way.peers_prefix, None)
 
+    def open_ice(self, way: Ice, send: Callable[[bytes], None]) -> None:
+        """There is a pair of sockets; what comes through it is to be told with ``take_ice``."""
+        self._ices[way] = send
+
+    def close_ice(self, way: Ice) -> None:
+        """There is no more. Connections on that way have to be told with ``lose``."""
+        self._ices.pop(way, None)
+
+    def take_ice(self, datagram: bytes, way: Ice) -> None:
+        """A datagram has come through a pair of sockets."""
+        connection = self._receive(datagram, way, self._loop.time())
+        if connection is not None:
+            self._advance(connection)
+
     def offer(self, connection: Connection, ways: Iterable[Way]) -> None:
         """Ways that may lead to a connection's peer."""
         self._follow(connection, connection.path.offer(ways, self._loop.time()))
@@ -183,6 +199,10 @@ class Carrier:
             channel = self._channels.get(way.peers_prefix)
             if channel is not None and isinstance(channel[1].path.way, Direct):
                 self.send(channel[1].path.way, (way.prefix + datagram for datagram in datagrams))
+            return
+        if isinstance(way, Ice):
+            for datagram in datagrams if way in self._ices else ():
+                self._ices[way](datagram)
             return
         socket = self._sockets[way.socket]
         socket.send(datagrams, way.addr)
@@ -273,9 +293,12 @@ class Carrier:
         return connection
 
     def _take_own(self, datagram: bytes, way: Way, now: float) -> None:
-        """A probe, or a hint."""
+        """A probe, or a hint, or where this node is a relay, STUN's question."""
         if datagram == _HINT:
             self._on_hint(way, now)
+        elif self.forwarder is not None and is_request(datagram):
+            if self._stun_answers.take(now):
+                self.send(way, (response(datagram, way.addr),))
         elif is_probe(datagram) and (connection := self._by_tag.get(tag_of(datagram))) is not None:
             self._follow(connection, connection.path.take(datagram, way, now))
 
@@ -307,7 +330,7 @@ class Carrier:
 
     def _on(self, way: Way) -> list[Connection]:
         """The connections that use a way. An IPv6 address may have come with another flow or scope."""
-        if isinstance(way, Relayed):
+        if not isinstance(way, Direct):
             return [one for one in self._by_tag.values() if one.path.way == way]
         ways = [(one, one.path.way) for one in self._by_tag.values()]
         return [one for one, own in ways if isinstance(own, Direct) and own.addr[:2] == way.addr[:2]]

@@ -12,7 +12,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import LinkError, NetworkError
 from .admission import HANDSHAKE_S, Guests, Known, keeps_old
@@ -22,12 +22,15 @@ from .link import CLOSED, DUPLICATE, REFUSED, Greeted, LinkEvent, Over, Proven
 from .messages import Close, Message, Refuse
 from .paths import SITE_DATAGRAM_BYTES
 from .quic import Credentials
-from .relay_messages import Candidates, RelayMessage
+from .relay_messages import Candidates, IceOffer, RelayMessage
 from .relays import Relays, split_relay
 from .switchboard import Event, PeerDown, PeerStats, PeerUp, Received
 from .udp import split_host_port
 from .ways import Direct, Relayed, Way, is_loopback, offered_addr, shown
 from .wire import MAX_ADDRS, Hello
+
+if TYPE_CHECKING:  # aioice is loaded where ICE is asked for
+    from .ice import IceAgents
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +88,8 @@ class Endpoint:
 
     Attributes:
         desk: where this node is a relay.
+        ice: where this node looks for ways by ICE too.
+        punches: whether it tells peers where else it may be reached, so that they and it ask there.
         heard: gets announcements, and the PeerId of whoever announces nothing any more.
         revoked: gets revocations, whoever sends them.
         registered: is called when others may reach this node in another way than before.
@@ -100,6 +105,8 @@ class Endpoint:
     ) -> None:
         self.peer_id = identity.peer_id
         self.desk: Desk | None = None
+        self.ice: IceAgents | None = None
+        self.punches = True
         self.heard: Callable[[bytes | PeerId], None] = lambda _: None
         self.revoked: Callable[[bytes], None] = lambda _: None
         self.registered: Callable[[], None] = lambda: None
@@ -166,6 +173,8 @@ class Endpoint:
     def close(self) -> None:
         """Tell all peers, and give everything back."""
         self.relays.close()
+        if self.ice is not None:
+            self.ice.close()
         for peer in tuple(self._dials):
             self._take_dial(peer)
         self._peers.clear()
@@ -261,6 +270,9 @@ class Endpoint:
         if isinstance(message, RelayMessage):
             if isinstance(message, Candidates):
                 self._take_candidates(connection, message.addrs)
+            elif isinstance(message, IceOffer):
+                if self.ice is not None:
+                    self.ice.take(peer, message)
             elif self.desk is not None:
                 self.desk.take(peer, message)
             else:
@@ -296,6 +308,8 @@ class Endpoint:
             return
         if self.desk is not None:
             self.desk.down(peer)
+        if self.ice is not None:
+            self.ice.end(peer)
         if peer not in self._dials:
             self.relays.leave(peer)
         self._tell(PeerDown(peer, reason))
@@ -353,7 +367,10 @@ class Endpoint:
         assert connection.peer is not None
         own = [addr for addr in self.addrs if "%" not in addr]
         addrs = tuple(dict.fromkeys((*self.relays.outside_addrs, *own)))[:MAX_ADDRS]
-        self.send(connection.peer, Candidates(addrs))
+        if self.punches:
+            self.send(connection.peer, Candidates(addrs))
+        if self.ice is not None:
+            self.ice.begin(connection.peer)
 
     def _take_candidates(self, connection: Connection, addrs: Sequence[str]) -> None:
         loopback = any(is_loopback(way) for way in connection.path.ways)

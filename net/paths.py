@@ -151,7 +151,7 @@ class Path:
         """An authentic packet came on ``way``."""
         if self._keys is None or way in self._known:
             return []
-        if isinstance(way, Relayed):
+        if not isinstance(way, Direct):
             return self.offer((way,), now)
         if way in self._tries:
             self._tries[way].replaces = True
@@ -280,8 +280,8 @@ class Path:
         if self.is_stranded:
             return True
         used = self._known[self.way]
-        if isinstance(way, Direct) != isinstance(self.way, Direct):
-            return isinstance(way, Direct)
+        if isinstance(way, Relayed) != isinstance(self.way, Relayed):
+            return isinstance(self.way, Relayed)
         return not math.isinf(used.rtt_s) and self._known[way].rtt_s < used.rtt_s - RTT_GAIN_S
 
     def _move(self, way: Way, now: float, *, forget: bool) -> None:
@@ -295,7 +295,7 @@ class Path:
     def _bury(self, way: Way, now: float) -> None:
         """A way answers no more; the peer may come back on it."""
         del self._known[way]
-        if isinstance(way, Direct):
+        if not isinstance(way, Relayed):
             self._tries[way] = _Try(False, now + REPUNCH_S + LATER_PUNCH_S, now + REPUNCH_S, has_worked=True)
         if way == self.way:
             self._fall_back(now)
@@ -316,7 +316,7 @@ class Path:
         return any(not one.replaces for one in self._tries.values())
 
     def _interval_s(self, way: Way) -> float:
-        return PROBE_S if way == self.way and self.is_busy and isinstance(way, Direct) else STANDBY_S
+        return PROBE_S if way == self.way and self.is_busy and not isinstance(way, Relayed) else STANDBY_S
 
     def _challenge(self, way: Way, size: int, now: float) -> Outgoing:
         assert self._keys is not None

@@ -1,4 +1,5 @@
 """Ways: how a datagram gets to a peer, straight to an address or through a relay that both ends have a connection with.
+Straight is from one of the node's own sockets, or from one that ICE has opened.
 
 A relayed datagram begins with 8 bytes: one that says which end it is from, and 7 of chance that name the channel. The
 relay passes it on as it is; what lies behind the 8 bytes is QUIC, or a probe, between the two ends alone.
@@ -39,7 +40,17 @@ class Relayed(NamedTuple):
         return bytes((_FROM_ASKER + _FROM_OTHER - self.prefix[0],)) + self.prefix[1:]
 
 
-Way = Direct | Relayed
+class Ice(NamedTuple):
+    """Through a pair of sockets that ICE has found, see ice.py: the peer's is at ``addr``, and ours has a number.
+
+    The address stands first, so that none is equal to a Direct one.
+    """
+
+    addr: Addr
+    number: int
+
+
+Way = Direct | Relayed | Ice
 
 
 def channel_prefix(channel: bytes, *, is_asker: bool) -> bytes:
@@ -71,15 +82,17 @@ def is_site(way: Way) -> bool:
 
 def retry_addr(way: Way) -> Addr:
     """An address for Retry tokens, which are bound to one (RFC 9000, section 8.1.2): a channel's is made up."""
-    if isinstance(way, Direct):
+    if not isinstance(way, Relayed):
         return (way.addr[0].partition("%")[0], way.addr[1])
     return (str(ipaddress.IPv6Address(b"\xfd" + bytes(16 - 1 - CHANNEL_BYTES) + way.prefix[1:])), 0)
 
 
 def shown(way: Way) -> str:
-    """For people: HOST:PORT, behind RELAY_ID@ where a relay is in between."""
+    """For people: HOST:PORT, behind RELAY_ID@ where a relay is in between, and "ice " where ICE has found it."""
     host, port = way.addr[:2]
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if isinstance(way, Ice):
+        return f"ice {where}"
     return where if isinstance(way, Direct) else f"{way.relay}@{where}"
 
 

@@ -34,6 +34,7 @@ from .relay_messages import (
     Announce,
     Candidates,
     Channel,
+    IceOffer,
     Leave,
     Limited,
     Reach,
@@ -74,6 +75,9 @@ MAX_LAYERS = 1 << 12
 MAX_LEASE_S = 24 * 3600
 MAX_ADDRS = 16
 MAX_ADDR_BYTES = 300  # a host name has at most 253 characters (RFC 1035, section 2.3.4), ":65535" six, a relay's id 41
+MAX_CANDIDATES = 16
+MAX_CANDIDATE_BYTES = 200  # of RFC 8839, section 5.1: two IPv6 addresses, six numbers, and the words between them
+MAX_ICE_NAME_BYTES = 256  # a ufrag or a pwd (RFC 8839, section 5.4)
 MAX_TEXT_BYTES = 1024
 MAX_NAME_BYTES = 256  # a model's
 MAX_VERSION_BYTES = 64
@@ -202,6 +206,16 @@ _FORMS = (
     Form(25, Watch, {}),
     Form(26, Withdrawn, {"peer": _PEER}),
     Form(28, Candidates, {"addrs": _ADDRS}),
+    Form(
+        29,
+        IceOffer,
+        {
+            "is_answer": Flag("is_answer"),
+            "ufrag": Text("ufrag", MAX_ICE_NAME_BYTES),
+            "pwd": Text("pwd", MAX_ICE_NAME_BYTES),
+            "candidates": Several("candidates", Text("a candidate", MAX_CANDIDATE_BYTES), MAX_CANDIDATES),
+        },
+    ),
     Form(27, Revoke, {"revocations": Blob("revocations", MAX_REVOCATIONS_BYTES)}),
     Form(
         128,
