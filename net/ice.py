@@ -152,8 +152,7 @@ class IceAgents:
         channels = self._relays.ways_to(peer)
         if not channels or len(self._tasks) >= MAX_AGENTS:
             return
-        hosts = dict.fromkeys(split_host_port(addr)[0] for addr in self._client.addrs if "%" not in addr)
-        agent = _Agent(self._own < peer, list(hosts)[:MAX_HOSTS], _stun_server(channels))
+        agent = _Agent(self._own < peer, _hosts(self._client.addrs), _stun_server(channels))
         attempt = self._attempts[peer] = _Attempt(agent, self._loop.create_future())
         attempt.task = self._loop.create_task(self._live(peer, attempt, offer))
         self._tasks.add(attempt.task)
@@ -202,6 +201,13 @@ class IceAgents:
     def _again(self, peer: PeerId) -> None:
         self._later.pop(peer, None)
         self.begin(peer)
+
+
+def _hosts(addrs: Iterable[str]) -> list[str]:
+    """This node's own addresses; those of loopback, which no answer of a relay reaches, only if there are no others."""
+    ways = [Ice(split_host_port(addr), 0) for addr in addrs if "%" not in addr]
+    hosts = [way.addr[0] for way in ways if not is_loopback(way)] or [way.addr[0] for way in ways]
+    return list(dict.fromkeys(hosts))[:MAX_HOSTS]
 
 
 def _candidates(lines: Iterable[str], *, loopback: bool) -> list[aioice.Candidate]:

@@ -5,6 +5,7 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
+import psutil
 import pytest
 from aioice import stun
 
@@ -14,6 +15,7 @@ from hopformer.net.endpoint import Endpoint
 from hopformer.net.ice import IceAgents
 from hopformer.net.identity import Identity, PeerId
 from hopformer.net.messages import Codec, Dtype, SessionKey, Step
+from hopformer.net.network_process import MeshPart, ProcessSwitchboard
 from hopformer.net.relay_messages import IceOffer
 from hopformer.net.relay_node import RelayConfig, RelayNode
 from hopformer.net.stun import ANSWERS_PER_S
@@ -200,3 +202,30 @@ def test_no_more_agents_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> No
             node.endpoint.close()
 
     run(test)
+
+
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_the_process_of_a_network_looks_for_ways_by_ice_where_it_is_asked_to(is_asked_for: bool) -> None:
+    async def test(relay: RelayNode) -> None:
+        mesh = MeshPart(relays=(f"{relay.peer_id}@{relay.addrs[0]}",), ice=is_asked_for)
+        with contextlib.ExitStack() as stack:
+            boards = []
+            for _ in range(2):
+                identity = Identity.generate()
+                board = await asyncio.to_thread(ProcessSwitchboard.start, identity, LOOPBACK, None, mesh=mesh)
+                stack.callback(board.close)
+                boards.append(board)
+            anna, bela = boards
+            anna.dial(bela.peer_id, mesh.relays)
+            assert PeerUp(bela.peer_id) in await asyncio.to_thread(anna.poll, WAIT_S)
+            if is_asked_for:
+                await until(lambda: all(len(sockets(board)) > 1 for board in boards))
+            else:
+                await asyncio.sleep(1.0)
+                assert [len(sockets(board)) for board in boards] == [1, 1]
+
+    run(test)
+
+
+def sockets(board: ProcessSwitchboard) -> list:
+    return psutil.Process(board.child_pid).net_connections("udp")

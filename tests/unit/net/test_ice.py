@@ -70,3 +70,9 @@ def test_a_candidate_is_asked_where_a_peer_may_be_and_nowhere_else() -> None:
 def test_what_is_no_candidate_ends_the_attempt(line: str) -> None:
     with pytest.raises(NetworkError):
         ice._candidates([line], loopback=True)
+
+
+def test_loopback_is_offered_where_there_is_nothing_else() -> None:
+    assert ice._hosts(["127.0.0.1:1", "[::1]:1"]) == ["127.0.0.1", "::1"]
+    assert ice._hosts(["10.0.0.1:1", "10.0.0.1:2", "[fe80::1%eth0]:1", "127.0.0.1:1"]) == ["10.0.0.1"]
+    assert len(ice._hosts([f"10.0.0.{number}:1" for number in range(9)])) == ice.MAX_HOSTS
