@@ -71,6 +71,16 @@ class SpanFlags:
         ),
     ] = False
 
+    head: Annotated[
+        bool,
+        typer.Option(
+            "--head",
+            help="Load norm and head too, and draw tokens for callers that pass --hand-head; for a span that ends with "
+            "the last layer.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+
     def options(self) -> "LoadOptions":
         """The same for llama/load_span.py."""
         from ..llama.load import LoadOptions
@@ -82,6 +92,7 @@ class SpanFlags:
             kv_dtype=self.kv_dtype,
             quantize=self.quantize,
             batch_invariant=self.batch_invariant,
+            head=self.head,
         )
 
 

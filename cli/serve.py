@@ -65,7 +65,7 @@ def _asked_layers(text: str | None) -> tuple[int, int] | None:
 
 def _load(model: str, asked: tuple[int, int] | None, node: NodeFlags, span: SpanFlags) -> tuple[LoadedSpan, ServedSpan]:
     """The layers, fetched if need be, and how they are announced."""
-    folder = fetch(model, asked)
+    folder = fetch(model, asked, ends=span.head)
     start, end = find_layers(asked, load_config(folder))
     with loading_bar(f"loading layers {start}:{end} of {model}") as progress:
         loaded = load_span(folder, (start, end), span.options(), progress)
@@ -87,13 +87,15 @@ def announced(name: str, folder: Path, loaded: LoadedSpan, codecs: Sequence[Code
         codecs=tuple(codecs),
         max_tokens=loaded.max_context,
         version=__version__,
+        vocab_size=loaded.config.vocab_size if loaded.head is not None else 0,
     )
 
 
 def make_server(switchboard: Switchboard, loaded: LoadedSpan, served: ServedSpan, metrics: NodeMetrics) -> SpanServer:
     """A server of layers that are loaded, which nobody has let run yet."""
     pool = loaded.runner.sequences.pool
-    return SpanServer(switchboard, loaded.runner, HopSessions(served, pool.num_pages, pool.page_size), metrics)
+    sessions = HopSessions(served, pool.num_pages, pool.page_size)
+    return SpanServer(switchboard, loaded.runner, sessions, metrics, loaded.head)
 
 
 def ready(switchboard: Switchboard, served: ServedSpan, http: str | None) -> dict[str, Any]:
