@@ -123,7 +123,7 @@ class Mesh:
 
     def caller(self) -> RemoteModel:
         board = self.network.join(Identity.generate().peer_id)
-        remote = load_remote(self.folder, OPTIONS, Routing(None, REROUTE_TIMEOUT_S, Codec.EXACT, True), board)
+        remote = load_remote(self.folder, OPTIONS, Routing(None, REROUTE_TIMEOUT_S, is_meshed=True), board)
         remote.runner.connect()
         return remote
 
