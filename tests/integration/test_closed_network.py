@@ -1,4 +1,4 @@
-"""A closed network over QUIC on loopback: a real relay, real nodes, tokens that its authority has signed, and strangers."""
+"""A closed network over QUIC on loopback: a real relay, real nodes, tokens that its authority signed, and strangers."""
 
 import asyncio
 import secrets
