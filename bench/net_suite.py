@@ -21,7 +21,8 @@ from .net_decode import CODECS, LOCAL, DecodeEffort, decode_over_hops
 from .net_emulator import EmulatedLink
 from .net_hop import HopEffort, HopTurn, LinkEffort, LinkTurn, take_hop_turn, take_link_turn
 from .net_link import LINES, PATH_LINES, Line
-from .net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row
+from .net_memory import MemoryEffort, measure_memory
+from .net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row, memory_row
 from .net_wire_error import wire_error
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -51,6 +52,7 @@ class NetEffort:
     link: LinkEffort = field(default_factory=lambda: LinkEffort(steps_s=1.5, bulk_s=2.0))
     links: tuple[EmulatedLink, ...] = LINKS
     decode: DecodeEffort = field(default_factory=lambda: DecodeEffort(prompt_tokens=64, decode_tokens=24, rounds=3))
+    memory: MemoryEffort = field(default_factory=MemoryEffort)
 
 
 QUICK = NetEffort(
@@ -59,6 +61,7 @@ QUICK = NetEffort(
     LinkEffort(steps_s=1.0, bulk_s=1.5),
     LINKS[1:2],
     DecodeEffort(prompt_tokens=64, decode_tokens=12, rounds=3),
+    MemoryEffort(warm_sessions=200, sessions=500, unread_bytes=96 * MIB, garbage_s=1.0),
 )
 
 
@@ -70,6 +73,7 @@ class NetPlan:
         hops: over how many the model is to be computed.
         num_threads: of each of its nodes, and of the model beside them.
         has_links: whether to measure over emulated links.
+        has_memory: whether to look at a node's memory over thousands of sessions and under abuse.
     """
 
     hops: tuple[int, ...] = (1, 2, 4)
@@ -77,6 +81,7 @@ class NetPlan:
     has_links: bool = True
     is_quick: bool = False
     lines: tuple[Line, ...] = LINES
+    has_memory: bool = True
     effort: NetEffort | None = None
 
     def check(self) -> None:
@@ -96,7 +101,7 @@ class NetPlan:
 
 
 def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
-    """Carry out ``plan``: one hop, decode over hops, what rounding does, links.
+    """Carry out ``plan``: one hop, decode over hops, what rounding does, links, memory.
 
     Raises:
         HopformerError: a contender or a node does not start or does not end.
@@ -105,7 +110,7 @@ def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
     plan.check()
     effort = plan.effort or (QUICK if plan.is_quick else NetEffort())
     links = effort.links if plan.has_links else ()
-    total = effort.hop_rounds * len(plan.lines) + 2 * len(plan.hops) + len(links) * len(PATH_LINES)
+    total = effort.hop_rounds * len(plan.lines) + 2 * len(plan.hops) + len(links) * len(PATH_LINES) + plan.has_memory
     steps = iter(range(1, total + 1))
 
     def advance() -> None:
@@ -129,6 +134,9 @@ def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
         advance()
     for number, link in enumerate(links):
         rows += _link(conditions, link, effort.link, number, advance)
+    if plan.has_memory:
+        rows += [memory_row(conditions, turn) for turn in measure_memory(resolve_model(DEMO), effort.memory)]
+        advance()
     return rows
 
 

@@ -33,6 +33,7 @@ def make_tables(rows: Sequence[JsonRow]) -> list[NetTable]:
         "decode": _decode,
         "codec": _codec,
         "link": _links,
+        "memory": _memory,
     }
     found = {name: [row for row in rows if row["measures"] == name] for name in makers}
     return [make(found[name]) for name, make in makers.items() if found[name]]
@@ -166,6 +167,25 @@ def _links(rows: Sequence[JsonRow]) -> NetTable:
         ("", "8 KiB, ms", "cubic's", "MiB/s", "cubic's", "ours"),
         tuple(lines),
         "p50 / p99 there and back; bulk of the first seconds; datagrams of 1452",
+    )
+
+
+def _memory(rows: Sequence[JsonRow]) -> NetTable:
+    lines = (
+        (
+            f"{row['runs']}: {row['amount']}",
+            f"{row['before_mib']:.1f}",
+            f"{row['most_mib']:.1f}",
+            f"{row['after_mib']:.1f}",
+            f"{row['before_handles']} / {row['after_handles']}",
+        )
+        for row in rows
+    )
+    return NetTable(
+        "A node's memory, MiB",
+        ("", "before", "at most", "after", "handles before / after"),
+        tuple(lines),
+        "both of its processes; half of the demo model's layers",
     )
 
 

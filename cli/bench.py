@@ -103,6 +103,10 @@ class NetFlags:
     links: Annotated[
         Literal["yes", "no"], typer.Option(help="Whether to measure over emulated links: delay, loss, reordering.")
     ] = "yes"
+    memory: Annotated[
+        Literal["yes", "no"],
+        typer.Option(help="Whether to look at a node's memory over thousands of sessions and under abuse."),
+    ] = "yes"
     threads: Annotated[int, typer.Option(metavar="N", help="CPU threads of each node, and of the model here.")] = 1
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, one round and one link.")] = False
 
@@ -195,7 +199,7 @@ def kernels(names: KernelNames = None, *, flags: KernelFlags, rows: RowFlags) ->
 def net(*, flags: NetFlags, rows: RowFlags) -> int:
     """One hop beside aioquic's own API and TCP with TLS, the same over emulated links, and decode over several hops.
 
-    Everything is on 127.0.0.1 and needs no rights. It takes two to three minutes on two cores; with --quick, one.
+    Everything is on 127.0.0.1 and needs no rights. It takes four to five minutes on two cores; with --quick, one.
     """
     from ..bench.net_suite import NetPlan, bench_net
     from ..bench.net_table import describe, rich_tables
@@ -203,7 +207,13 @@ def net(*, flags: NetFlags, rows: RowFlags) -> int:
     from .options import parse_ids
     from .progress import loading_bar
 
-    plan = NetPlan(parse_ids(flags.hops, "--hops"), flags.threads, flags.links == "yes", flags.quick)
+    plan = NetPlan(
+        hops=parse_ids(flags.hops, "--hops"),
+        num_threads=flags.threads,
+        has_links=flags.links == "yes",
+        is_quick=flags.quick,
+        has_memory=flags.memory == "yes",
+    )
     with terminate_unwinds(), loading_bar("measuring the network") as progress:
         measured = [row.as_json() for row in bench_net(plan, progress)]
     as_json = json.dumps(measured, indent=1)

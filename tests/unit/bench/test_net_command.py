@@ -13,13 +13,21 @@ from hopformer.bench.net_decode import DecodeEffort
 from hopformer.bench.net_emulator import EmulatedLink
 from hopformer.bench.net_hop import HopEffort, LinkEffort, take_hop_turn
 from hopformer.bench.net_link import LINES, Line
+from hopformer.bench.net_memory import MemoryEffort
 from hopformer.bench.net_suite import NetEffort
 from hopformer.cli.app import run
 from hopformer.errors import NetworkError
 from hopformer.net.identity import PeerId
 
 TINY_HOP = HopEffort({ROW_BYTES: 2, 2 * ROW_BYTES: 1}, 1 << 20, 1 << 20)
-TINY = NetEffort(TINY_HOP, 1, LinkEffort(0.3, 0.3), (EmulatedLink(0.005, 0.001, 0.01),), DecodeEffort(5, 3, rounds=1))
+TINY = NetEffort(
+    TINY_HOP,
+    1,
+    LinkEffort(0.3, 0.3),
+    (EmulatedLink(0.005, 0.001, 0.01),),
+    DecodeEffort(5, 3, rounds=1),
+    MemoryEffort(warm_sessions=20, sessions=30, unread_bytes=4 << 20, garbage_s=0.1),
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +39,7 @@ TINY = NetEffort(TINY_HOP, 1, LinkEffort(0.3, 0.3), (EmulatedLink(0.005, 0.001, 
         (["--hops", "two"], "--hops 'two'"),
         (["--threads", "0"], "--threads is 0"),
         (["--links", "maybe"], "maybe"),
+        (["--memory", "maybe"], "maybe"),
     ],
 )
 def test_what_means_nothing_is_wrong_usage(
@@ -56,7 +65,7 @@ def test_a_run_has_rows_of_everything_and_leaves_no_process(
         "codec",
         "link",
         "link",
-    ]
+    ] + ["memory"] * 3
     exact = next(row for row in rows if row.get("wire_dtype") == "exact")
     assert exact["same_tokens_percent"] == 100 and exact["bytes_per_token"] == 3 * (56 + 2 * 192)
     codec = next(row for row in rows if row["measures"] == "codec")
