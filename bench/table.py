@@ -15,6 +15,7 @@ from typing import Any
 
 from .kernel_table import kernels_as_markdown
 from .net_table import net_as_markdown
+from .placement_rows import placement_as_markdown
 from .rows import OURS
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,6 +39,8 @@ def as_markdown(rows: Sequence[JsonRow]) -> str:
         return kernels_as_markdown(rows)
     if rows[0]["bench"] == "net":
         return net_as_markdown(rows)
+    if rows[0]["bench"] == "placement":
+        return placement_as_markdown(rows)
     lines = [
         _describe_conditions(rows[0]),
         "",

@@ -21,6 +21,7 @@ from .prompt import PromptFlags
 from .relay_flags import RelayFlags
 from .reporting import EXIT_DONE, EXIT_USAGE, print_error, report
 from .route_flags import RouteFlags
+from .serve_beside_flags import ServeBesideFlags
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -95,6 +96,7 @@ def chat(
     mesh: MeshFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
+    serving: ServeBesideFlags,
 ) -> int:
     """Chat with a model.
 
@@ -104,7 +106,7 @@ def chat(
     """
     from .chat import chat
 
-    return chat(model, system, load, routes, mesh, sampling, stops)
+    return chat(model, system, load, routes, mesh, sampling, stops, serving)
 
 
 @command(app)
@@ -133,7 +135,11 @@ def generate(
 def serve(
     model: ModelArgument = "demo",
     layers: Annotated[
-        str | None, typer.Option(metavar="A:B", help="The layers A to B-1, such as 0:16; all if not given.")
+        str | None,
+        typer.Option(
+            metavar="A:B|auto",
+            help="The layers A to B-1, such as 0:16, or auto: what the mesh lacks most; all if not given.",
+        ),
     ] = None,
     *,
     node: NodeFlags,

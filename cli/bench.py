@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import UsageError
+from .bench_placement import PlacementFlags
 from .flags import command
 from .reporting import EXIT_DONE, EXIT_USAGE
 
@@ -221,6 +222,32 @@ def net(*, flags: NetFlags, rows: RowFlags) -> int:
         from rich.console import Console
 
         Console(highlight=False).print(describe(measured[0]), *rich_tables(measured), sep="\n")
+    return EXIT_DONE
+
+
+@command(bench_app)
+def placement(*, flags: PlacementFlags, rows: RowFlags) -> int:
+    """A mesh that places its own layers, simulated: peers of mixed speed and room join, load, leave, crash and move.
+
+    Every peer runs what serve --layers auto runs, on a view of its own that is seconds old. Four runs: with and without
+    moving, with peers that come and go, and with all that serve one layer crashing at once.
+    """
+    from ..bench.placement_rows import bench_placement, describe, rich_table
+    from ..bench.placement_sim import SimPlan
+    from .progress import loading_bar
+
+    plan = SimPlan(flags.peers, flags.layers, flags.minutes, flags.seed, flags.churn)
+    with loading_bar("simulating a mesh") as progress:
+        measured = [row.as_json() for row in bench_placement(plan, progress)]
+    as_json = json.dumps(measured, indent=1)
+    if rows.output is not None:
+        rows.output.write_text(as_json + "\n", encoding="utf-8")
+    if rows.json:
+        print(as_json)
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(describe(measured), rich_table(measured), sep="\n")
     return EXIT_DONE
 
 

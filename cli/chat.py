@@ -13,6 +13,7 @@ from .nodes import open_nodes
 from .options import LoadFlags, SamplingFlags, StopFlags
 from .reporting import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, print_error
 from .route_flags import RouteFlags
+from .serve_beside_flags import ServeBesideFlags
 from .terminal import Terminal
 
 _LEAVING = ("exit", "quit")
@@ -26,6 +27,7 @@ def chat(
     mesh: MeshFlags,
     sampling: SamplingFlags,
     stops: StopFlags,
+    serving: ServeBesideFlags | None = None,
 ) -> int:
     """Chat until the user leaves or stdin ends; returns the exit code.
 
@@ -33,7 +35,7 @@ def chat(
         HopformerError: the model cannot be loaded, or a flag means nothing.
     """
     stops.check()
-    with open_nodes(reference, load, routes, mesh) as (model, _, nodes):
+    with open_nodes(reference, load, routes, mesh, serving) as (model, _, nodes):
         settings = AnswerSettings.of(model, sampling.params(model.defaults), stops)
         conversation = Conversation(reference, model, settings, system, nodes)
         if not (sys.stdin.isatty() and sys.stdout.isatty()):

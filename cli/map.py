@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from ..net.blocks_map import MAX_FILE_BYTES, BlocksMap, MapModel, MapPeer, fault
 from ..net.blocks_plan import GIB, Provider, plan_blocks
 from .flags import command
 from .map_drawing import draw_map
+from .map_explain import explain_plan
 from .reporting import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, print_error
 
 if TYPE_CHECKING:  # at run time it brings torch along
@@ -48,6 +48,10 @@ class PlanFlags:
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the map goes; stdout, if not given.")] = (
         None
     )
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say what a session may expect: tokens/s, each hop, and one machine alone."),
+    ] = False
 
 
 @map_app.callback(invoke_without_command=True)
@@ -96,7 +100,8 @@ def plan(
         Path,
         typer.Argument(
             metavar="PEERS.json",
-            help='{"peers": [{"peer_id": ID or "self", "addrs": ["HOST:PORT"], "memory_gib": 8, "layers_per_s": 900}]}',
+            help='{"peers": [{"peer_id": ID or "self", "addrs": ["HOST:PORT"], "memory_gib": 8, "layers_per_s": 900, '
+            '"rtt_ms": 20}]}, where rtt_ms may be left out',
             show_default=False,
         ),
     ],
@@ -105,13 +110,15 @@ def plan(
 ) -> int:
     """Make a BlocksMap from a list of peers, the memory that each gives, and how many layers it computes in a second.
 
-    The fastest peers get as many layers as they have room for, with keys and values; the others become replicas.
+    The fastest peers get as many layers as they have room for, with keys and values; the others become replicas. What
+    --explain says goes to stderr where the map goes to stdout.
     """
     if flags.max_context < 1:
         raise UsageError(f"--max-context is {flags.max_context}; it must be 1 or more")
     config, fingerprint = _known_model(flags.model)
     providers = _read_providers(peers)
-    made = plan_blocks(MapModel(flags.model, fingerprint), config.num_layers, _layer_bytes(config, flags), providers)
+    layer_bytes = _layer_bytes(config, flags)
+    made = plan_blocks(MapModel(flags.model, fingerprint), config.num_layers, layer_bytes, providers)
     wrong = faults(made.blocks_map, config.num_layers)
     if wrong:
         raise BlocksMapError(f"{peers}: {wrong[0]}")
@@ -123,6 +130,9 @@ def plan(
         print("\n".join(draw_map(made.blocks_map, config.num_layers)))
     unused = f"; {made.num_unused} peers have no room for a layer" if made.num_unused else ""
     print(f"a token takes {made.step_s * 1000:.1f} ms in the layers, and the network's time{unused}", file=sys.stderr)
+    if flags.explain:
+        lines = explain_plan(made, providers, config.num_layers, layer_bytes)
+        print("\n".join(lines), file=sys.stderr if flags.output is None else sys.stdout)
     return EXIT_DONE
 
 
@@ -153,6 +163,7 @@ class _ListedPeer(msgspec.Struct, forbid_unknown_fields=True):
     layers_per_s: float
     addrs: tuple[str, ...] = ()
     relay: str | None = None
+    rtt_ms: float | None = None
 
 
 class _PeerList(msgspec.Struct, forbid_unknown_fields=True):
@@ -171,8 +182,15 @@ def _read_providers(path: Path) -> list[Provider]:
     for index, one in enumerate(found):
         if not (one.memory_gib >= 0 and one.layers_per_s > 0):
             raise BlocksMapError(f"{path}: peers[{index}]: memory_gib is 0 or more, and layers_per_s above 0")
+        if one.rtt_ms is not None and not one.rtt_ms >= 0:
+            raise BlocksMapError(f"{path}: peers[{index}]: rtt_ms is 0 or more")
     return [
-        Provider(MapPeer(one.peer_id, one.addrs, one.relay), int(one.memory_gib * GIB), one.layers_per_s)
+        Provider(
+            MapPeer(one.peer_id, one.addrs, one.relay),
+            int(one.memory_gib * GIB),
+            one.layers_per_s,
+            None if one.rtt_ms is None else one.rtt_ms / 1000,
+        )
         for one in found
     ]
 
@@ -209,14 +227,8 @@ def _layer_bytes(config: "ModelConfig", flags: PlanFlags) -> int:
     """A layer's weights, and its keys and values of a whole context."""
     import torch
 
-    from ..llama.kv_cache import KVShape
+    from ..llama.layer_memory import layer_memory
     from ..llama.load import find_dtype
-    from ..llama.weights import layer_tensors
 
     dtype = find_dtype(flags.dtype, config, torch.device("cpu"))
-    num_elements = max(
-        sum(prod(shape) for _, shape in layer_tensors(config, index).values()) for index in range(config.num_layers)
-    )
-    context = min(flags.max_context, config.max_position_embeddings)
-    kv_bytes = KVShape(1, config.num_kv_heads, config.head_dim, dtype).bytes_per_token * context
-    return num_elements * dtype.itemsize + kv_bytes
+    return layer_memory(config, dtype).with_context(min(flags.max_context, config.max_position_embeddings))

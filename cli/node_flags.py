@@ -63,12 +63,60 @@ class SpanFlags:
             rich_help_panel=_MODEL,
         ),
     ] = "none"
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Compute each token alike to the last bit in any company, so that a replica on the like machine takes "
+            "over without a trace; prompts take several times as long.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            help="With --layers auto: GiB for layers and their keys and values; what is free, if not given.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    head: Annotated[
+        bool,
+        typer.Option(
+            "--head",
+            help="Load norm and head too, and draw tokens for callers that pass --hand-head; for a span that ends with "
+            "the last layer.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+
+    def check(self, *, is_auto: bool) -> None:
+        """Refuse what cannot mean anything.
+
+        Raises:
+            UsageError: a value is out of its range, belongs to --layers auto alone, or does not go with it.
+        """
+        if self.memory is not None and not is_auto:
+            raise UsageError("--memory changes nothing where the layers are given; pass --layers auto, or drop it")
+        if self.memory is not None and not 0 < self.memory <= 1 << 20:
+            raise UsageError(f"--memory is {self.memory:g}; it must be above 0 GiB, and at most a million")
+        if self.head and is_auto:
+            raise UsageError("--head belongs to the last layers, and --layers auto may choose others; say which layers")
 
     def options(self) -> "LoadOptions":
         """The same for llama/load_span.py."""
         from ..llama.load import LoadOptions
 
-        return LoadOptions(self.device, self.dtype, self.max_context, kv_dtype=self.kv_dtype, quantize=self.quantize)
+        return LoadOptions(
+            self.device,
+            self.dtype,
+            self.max_context,
+            kv_dtype=self.kv_dtype,
+            quantize=self.quantize,
+            batch_invariant=self.batch_invariant,
+            head=self.head,
+        )
 
 
 @dataclass(frozen=True, slots=True)

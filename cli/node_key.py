@@ -10,10 +10,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..net.identity import Identity
 from .folders import config_folder
+
+if TYPE_CHECKING:  # cryptography takes a while
+    from ..net.identity import Identity
 
 try:
     import fcntl
@@ -23,18 +26,22 @@ except ImportError:  # no POSIX: then nobody notices
 log = logging.getLogger(__name__)
 
 
-def load_key(path: Path | None) -> Identity:
+def load_key(path: Path | None) -> "Identity":
     """The key in a file, made on first use; the user's own if none is named. Raises IdentityError."""
+    from ..net.identity import Identity
+
     return Identity.load_or_create(_named(path))
 
 
-def load_free_key(path: Path | None) -> Identity:
+def load_free_key(path: Path | None) -> "Identity":
     """The same for a node that serves nobody: where another node has that key now, a new one that lasts for the run.
 
     Raises:
         IdentityError: the file cannot be used.
         UsageError: the key was named, and another node has it.
     """
+    from ..net.identity import Identity
+
     found = load_key(path)
     with _locked(_named(path)) as is_ours:
         if is_ours:

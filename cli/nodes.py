@@ -9,16 +9,17 @@ from ..errors import IdentityError, NetworkError, NoRouteError, UsageError
 from ..llama.load import LoadedModel
 from .loading import fetch, open_model
 from .mesh_flags import MeshFlags, default_listen
+from .node_key import load_free_key, load_key
 from .options import LoadFlags
 from .peer_table_view import connecting_table, peer_lines
 from .progress import loading_bar
 from .route_flags import RouteFlags
+from .serve_beside_flags import ServeBesideFlags
 
 if TYPE_CHECKING:
     from ..net.blocks_map import BlocksMap
     from ..net.identity import Identity
     from ..net.load_remote import RemoteModel
-    from ..net.network_process import ProcessSwitchboard
 
 CONNECT_S = 10.0  # a handshake over a relay, and its retries
 STATS_S = 1.5  # the network's process tells how connections do every second
@@ -152,50 +153,77 @@ class RemoteNodes:
 
 @contextmanager
 def open_nodes(
-    reference: str, load: LoadFlags, routes: RouteFlags, mesh: MeshFlags
+    reference: str, load: LoadFlags, routes: RouteFlags, mesh: MeshFlags, serving: ServeBesideFlags | None = None
 ) -> Iterator[tuple[LoadedModel, float, Nodes]]:
     """A model that is ready to answer, the seconds that it took to load, and who computes; given back at the end.
+
+    With ``serving`` some layers are served to peers meanwhile.
 
     Raises:
         HopformerError: it cannot be loaded, or its layers are served by nobody.
     """
-    is_meshed = mesh.finds_peers
-    routes.check(is_meshed=is_meshed)
-    if routes.blocks_map is None and not is_meshed:
-        model, load_s = open_model(reference, load.options())
-        yield model, load_s, LocalNode(model.config.num_layers)
+    serving = serving or ServeBesideFlags()
+    routes.check(has_peers=mesh.finds_peers or serving.serve is not None)
+    serving.check(is_meshed=mesh.finds_peers)
+    if routes.blocks_map is None and not mesh.finds_peers:
+        with _open_alone(reference, load, routes, serving) as found:
+            yield found
+    else:
+        with _open_remote(reference, load, routes, mesh, serving) as found:
+            yield found
+
+
+@contextmanager
+def _open_alone(
+    reference: str, load: LoadFlags, routes: RouteFlags, serving: ServeBesideFlags
+) -> Iterator[tuple[LoadedModel, float, Nodes]]:
+    """All layers here."""
+    model, load_s = open_model(reference, load.options())
+    nodes = LocalNode(model.config.num_layers)
+    if serving.serve is None:
+        yield model, load_s, nodes
         return
+    from ..net.network_process import MeshPart
+    from .serve_beside import boards, serving_beside
+
+    identity = load_key(routes.identity)
+    with (
+        boards(serving, identity, (), MeshPart()) as (_, board),
+        serving_beside(serving, model, load, routes.codecs(), board),
+    ):
+        yield model, load_s, nodes
+
+
+@contextmanager
+def _open_remote(
+    reference: str, load: LoadFlags, routes: RouteFlags, mesh: MeshFlags, serving: ServeBesideFlags
+) -> Iterator[tuple[LoadedModel, float, Nodes]]:
+    """Over the peers of a BlocksMap, and those that are found."""
     import time
 
     from ..net.blocks_map import load_blocks_map
     from ..net.load_remote import Routing, load_remote
-    from ..net.messages import Codec
+    from .serve_beside import boards, serving_beside
 
     blocks_map = None if routes.blocks_map is None else load_blocks_map(routes.blocks_map)
-    folder = fetch(reference, _own_layers(blocks_map), ends=True)
-    start = time.perf_counter()
-    switchboard = _start_network(routes, mesh, blocks_map)
-    try:
-        codec = Codec.INT8 if routes.wire_dtype == "int8" else Codec.EXACT
-        routing = Routing(blocks_map, routes.reroute_timeout, codec, is_meshed)
-        with loading_bar(f"loading {reference}") as progress:
-            remote = load_remote(folder, load.options(), routing, switchboard, progress)
-        with connecting_table(remote.node) as show:
-            _connect(remote, reference, show)
-        yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
-        remote.runner.close()
-    finally:
-        switchboard.close()
-
-
-def _start_network(routes: RouteFlags, mesh: MeshFlags, blocks_map: "BlocksMap | None") -> "ProcessSwitchboard":
-    from ..net.network_process import ProcessSwitchboard
-
-    identity = _identity(routes, blocks_map)
+    identity = _identity(routes, blocks_map, serves=serving.serve is not None)
+    blocks_map = None if blocks_map is None else blocks_map.read_by(identity.peer_id)
     part = mesh.part(identity.peer_id, is_watching=True)
     listed = [] if blocks_map is None else [addr for peer in blocks_map.peers for addr in peer.ways]
     listen = default_listen((*part.relays, *listed), lan=mesh.lan)
-    return ProcessSwitchboard.start(identity, listen, allow=(), mesh=part)
+    folder = fetch(reference, _own_layers(blocks_map), ends=True)
+    start = time.perf_counter()
+    with boards(serving, identity, listen, part) as (board, server_board):
+        routing = Routing(
+            blocks_map, routes.reroute_timeout, routes.codecs()[-1], routes.hand_head, is_meshed=mesh.finds_peers
+        )
+        with loading_bar(f"loading {reference}") as progress:
+            remote = load_remote(folder, load.options(), routing, board, progress)
+        with serving_beside(serving, remote.model, load, routes.codecs(), server_board):
+            with connecting_table(remote.node) as show:
+                _connect(remote, reference, show)
+            yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
+            remote.runner.close()
 
 
 def _connect(remote: "RemoteModel", reference: str, show: Callable[[], None] | None) -> None:
@@ -219,13 +247,16 @@ def _own_layers(blocks_map: "BlocksMap | None") -> tuple[int, int]:
     return (own[0].start, own[-1].end) if own else (0, 0)
 
 
-def _identity(routes: RouteFlags, blocks_map: "BlocksMap | None") -> "Identity":
-    """Who this node is: a stranger where the map has its own key's id for a peer, as that of a node on this machine."""
-    from ..net.identity import Identity
-    from .node_key import load_free_key
+def _identity(routes: RouteFlags, blocks_map: "BlocksMap | None", *, serves: bool) -> "Identity":
+    """Who this node is.
 
-    found = load_free_key(routes.identity)
-    if blocks_map is None or str(found.peer_id) not in {peer.peer_id.lower() for peer in blocks_map.peers}:
+    One that only calls is a stranger where the map has its key's id for a peer: that of a node on the same machine.
+    """
+    from ..net.identity import Identity
+
+    found = load_key(routes.identity) if serves else load_free_key(routes.identity)
+    listed = set() if blocks_map is None else {peer.peer_id.lower() for peer in blocks_map.peers}
+    if serves or str(found.peer_id) not in listed:
         return found
     if routes.identity is not None:
         raise UsageError(f"--identity {routes.identity} is the key of a peer in the map; a caller has another")

@@ -4,7 +4,7 @@ A batch is ragged: any mix of prefill chunks, decode tokens and draft tokens, on
 behind the other. T new tokens, B sequences, S page_size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,23 @@ class Chunk:
     sequence_id: int
     position: int
     num_tokens: int
+
+
+def cut(chunks: Sequence[Chunk], num_tokens: int) -> Iterator[list[Chunk]]:
+    """The same tokens in order, in groups of ``num_tokens``; the last one may have fewer."""
+    group: list[Chunk] = []
+    room = num_tokens
+    for chunk in chunks:
+        start, end = chunk.position, chunk.position + chunk.num_tokens
+        while start < end:
+            count = min(room, end - start)
+            group.append(Chunk(chunk.sequence_id, start, count))
+            start, room = start + count, room - count
+            if room == 0:
+                yield group
+                group, room = [], num_tokens
+    if group:
+        yield group
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +64,31 @@ class ForwardBatch:
     longest: int
 
     @classmethod
-    def build(cls, chunks: Sequence[Chunk], sequences: SequenceTable, device: torch.device) -> "ForwardBatch":
-        """Lay out ``chunks``, for which pages are reserved already."""
+    def build(
+        cls, chunks: Sequence[Chunk], sequences: SequenceTable, device: torch.device, invariant_rows: int = 0
+    ) -> "ForwardBatch":
+        """Lay out ``chunks``, for which pages are reserved already.
+
+        With ``invariant_rows`` the batch has that many tokens, those behind the chunks' being padding that sees nothing
+        and writes nothing, and each token's attention is the same to the last bit whatever else is there.
+        """
         size = sequences.pool.page_size
         ends = [chunk.position + chunk.num_tokens for chunk in chunks]
+        num_padding = max(invariant_rows - sum(chunk.num_tokens for chunk in chunks), 0)
         rows = [
             sequences.block_row(chunk.sequence_id)[: -(-end // size)] for chunk, end in zip(chunks, ends, strict=True)
         ]
-        table = np.zeros((len(chunks), max(len(row) for row in rows)), dtype=np.int32)
+        table = np.zeros((len(chunks) + num_padding, max(len(row) for row in rows)), dtype=np.int32)
         for index, row in enumerate(rows):
             table[index, : len(row)] = row
         positions = [np.arange(chunk.position, end) for chunk, end in zip(chunks, ends, strict=True)]
         slots = [sequences.slots(chunk.sequence_id, chunk.position, chunk.num_tokens) for chunk in chunks]
-        starts = np.cumsum([0, *(chunk.num_tokens for chunk in chunks)], dtype=np.int32)
-        block_table, seq_lens, cu_seqlens_q = (
-            torch.from_numpy(array).to(device) for array in (table, np.array(ends, dtype=np.int32), starts)
-        )
+        if num_padding:  # each row a sequence of no tokens, as in decode_step.py
+            positions.append(np.zeros(num_padding, dtype=np.int64))
+            slots.append(np.full(num_padding, -1, dtype=np.int64))
+        starts = np.cumsum([0, *(chunk.num_tokens for chunk in chunks), *[1] * num_padding], dtype=np.int32)
+        lengths = np.array([*ends, *[0] * num_padding], dtype=np.int32)
+        block_table, seq_lens, cu_seqlens_q = (torch.from_numpy(array).to(device) for array in (table, lengths, starts))
         return cls(
             positions=torch.from_numpy(np.concatenate(positions)).to(device),
             slot_mapping=torch.from_numpy(np.concatenate(slots)).to(device),
@@ -75,6 +101,7 @@ class ForwardBatch:
                 cu_seqlens_q,
                 page_size=size,
                 max_query_len=max(chunk.num_tokens for chunk in chunks),
+                batch_invariant=invariant_rows > 0,
             ),
             longest=max(ends),
         )

@@ -54,8 +54,9 @@ def resolve_model(
     """The folder of the model that ``ref`` names: a folder, "demo", or ``org/name[@revision]``, fetched where needed.
 
     Args:
-        layers: of a hub id's weights, fetch only the files in which these layers lie, start to end; None for all files.
-        ends: with ``layers``, which may then be none, also those of the embedding and the head.
+        layers: of a hub id's weights, fetch only the files in which these layers lie, start to end; None for all files,
+            (0, 0) for none.
+        ends: with ``layers``, which may then be none anywhere, also those of the embedding and the head.
         progress: told bytes done, bytes in all and the name of a file, while it is fetched.
 
     Raises:
@@ -133,7 +134,7 @@ class _Repository:
             if layers is None:
                 return sorted(set(index.values()))
             start, end = layers
-            if not (0 <= start < end <= config.num_layers or (ends and start == end)):
+            if not (0 <= start < end <= config.num_layers or (ends and start == end) or (start, end) == (0, 0)):
                 raise HubError(f"{self._ref} has no layers {start}:{end}; it has 0:{config.num_layers}")
             return list(span_files(index, config, start, end, embed=ends, head=ends))
         names = sorted(name for name in files if name.endswith(".safetensors") and "/" not in name)

@@ -16,6 +16,7 @@ from .cuda_graphs import GraphPool
 from .decode_step import decode_batch_sizes
 from .engine import Engine
 from .kv_cache import DEFAULT_PAGE_SIZE, KVShape
+from .model import Span
 from .runner import LocalRunner
 from .scheduler import DEFAULT_MAX_SEQUENCES
 from .templates import ChatTemplate, load_chat_template
@@ -44,6 +45,8 @@ class LoadOptions:
         kv_dtype: of keys and values: "auto" (the model's dtype), "int8" or "fp8".
         quantize: of the projections: "none", "int8" or "int4"; they are rounded while they are read.
         cuda_graphs: whether decode steps are captured in CUDA graphs; changes nothing on a CPU.
+        batch_invariant: see SpanRunner; of a span that is served.
+        head: whether a span that is served has norm and head with it.
     """
 
     device: str = "auto"
@@ -53,11 +56,13 @@ class LoadOptions:
     kv_dtype: str = "auto"
     cuda_graphs: bool = True
     quantize: str = "none"
+    batch_invariant: bool = False
+    head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to answer; ``quantize`` as in LoadOptions."""
+    """A model that is ready to answer; ``quantize`` as in LoadOptions, ``spans`` the layers that are here."""
 
     folder: Path
     config: ModelConfig
@@ -68,6 +73,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     quantize: str = "none"
+    spans: tuple[Span, ...] = ()
 
 
 def load(folder: Path, options: LoadOptions, progress: Callable[[int, int], None] | None = None) -> LoadedModel:
@@ -100,7 +106,8 @@ def load(folder: Path, options: LoadOptions, progress: Callable[[int, int], None
         num_parts = config.num_layers + 2  # the embedding and the head
         runner.prepare_decode(DEFAULT_MAX_SEQUENCES, GraphPool(device).capture, _stage(progress, num_parts, 0))
     engine = Engine(runner, tokenizer.decode, byte_tokens=tokenizer.byte_tokens)
-    return LoadedModel(folder, config, defaults, tokenizer, template, engine, device, dtype, options.quantize)
+    own = model.span
+    return LoadedModel(folder, config, defaults, tokenizer, template, engine, device, dtype, options.quantize, (own,))
 
 
 def find_device(name: str) -> torch.device:

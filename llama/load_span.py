@@ -12,6 +12,7 @@ from .assemble import ModelPart, Placement, load_model
 from .config import ModelConfig, load_config
 from .kv_cache import DEFAULT_PAGE_SIZE, KVCache
 from .load import (
+    LoadedModel,
     LoadOptions,
     count_pages,
     find_device,
@@ -21,6 +22,7 @@ from .load import (
     find_weight_bits,
     free_memory,
 )
+from .model import Head, Model, Span
 from .pages import PagePool
 from .runner import SpanRunner
 from .sequences import SequenceTable
@@ -37,12 +39,14 @@ class LoadedSpan:
     Attributes:
         max_context: tokens that a sequence may have.
         dtype: of the activations.
+        head: norm and head, where they were asked for.
     """
 
     config: ModelConfig
     runner: SpanRunner
     max_context: int
     dtype: torch.dtype
+    head: Head | None = None
 
 
 def find_layers(asked: tuple[int, int] | None, config: ModelConfig) -> tuple[int, int]:
@@ -82,11 +86,36 @@ def load_span(
     kv_dtype = find_kv_dtype(options.kv_dtype, dtype, device)
     max_context = find_max_context(options.max_context, config)
     placement = Placement(device, dtype, max_context, find_weight_bits(options.quantize))
-    model = load_model(folder, config, ModelPart(start, end, embed=False, head=False), placement, progress)
-    shape = replace(model.kv_shape, dtype=kv_dtype)
-    num_pages = count_pages(shape, max_context, DEFAULT_PAGE_SIZE, free_memory(device), MAX_CONTEXTS_SERVED)
+    if options.head and end != config.num_layers:
+        raise UsageError(f"--head is for a span that ends with the last layer, {config.num_layers}, and not with {end}")
+    model = load_model(folder, config, ModelPart(start, end, embed=False, head=options.head), placement, progress)
     log.info("model=%s layers=%s:%s device=%s dtype=%s context=%s", folder, start, end, device, dtype, max_context)
-    log.info("model=%s kv_dtype=%s pages=%s", folder, kv_dtype, num_pages)
-    cache = KVCache(shape, num_pages, DEFAULT_PAGE_SIZE, device)
+    runner = _with_pages(model, kv_dtype, max_context, options.batch_invariant)
+    return LoadedSpan(config, runner, max_context, dtype, model.head)
+
+
+def share_span(loaded: LoadedModel, layers: tuple[int, int], options: LoadOptions) -> LoadedSpan:
+    """``layers`` of a model that answers here, with pages of their own; weights that are here are not loaded again.
+
+    Raises:
+        As ``load_span``, whose arguments the others are.
+    """
+    start, end = find_layers(layers, loaded.config)
+    span = next((one for one in loaded.spans if one.start <= start < end <= one.end), None)
+    if span is None:
+        return load_span(loaded.folder, layers, options)
+    part = Span(start, span.layers[start - span.start : end - span.start], span.rotary)
+    model = Model(loaded.config, loaded.dtype, loaded.device, None, part, None)
+    kv_dtype = find_kv_dtype(options.kv_dtype, loaded.dtype, loaded.device)
+    max_context = loaded.engine.max_context
+    return LoadedSpan(loaded.config, _with_pages(model, kv_dtype, max_context), max_context, loaded.dtype)
+
+
+def _with_pages(model: Model, kv_dtype: torch.dtype, max_context: int, batch_invariant: bool = False) -> SpanRunner:
+    """A runner of the model's layers, and as much room for keys and values as a node gives."""
+    shape = replace(model.kv_shape, dtype=kv_dtype)
+    num_pages = count_pages(shape, max_context, DEFAULT_PAGE_SIZE, free_memory(model.device), MAX_CONTEXTS_SERVED)
+    log.info("layers=%s:%s kv_dtype=%s pages=%s", model.span.start, model.span.end, kv_dtype, num_pages)
+    cache = KVCache(shape, num_pages, DEFAULT_PAGE_SIZE, model.device)
     sequences = SequenceTable(PagePool(num_pages, DEFAULT_PAGE_SIZE))
-    return LoadedSpan(config, SpanRunner(model.span, cache, sequences, device), max_context, dtype)
+    return SpanRunner(model.span, cache, sequences, model.device, batch_invariant)

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import Chunk, ForwardBatch
+from .batch import Chunk, ForwardBatch, cut
 from .decode_step import Capture, DecodeRow, PaddedDecode, Progress, StaticDecode
 from .kv_cache import KVCache
 from .model import Model, Span
@@ -21,6 +22,10 @@ from .prefix_cache import PrefixCache
 from .sampling import SampledToken
 from .sequences import SequenceTable
 from .step_sampler import StepItem, StepSampler
+
+# A batch-invariant pass: as many as a GPU's matrix-vector kernel and a CPU's registers take at once, so that a decode
+# step of one token costs little more than one row; a prompt costs a reading of the weights for each pass.
+INVARIANT_ROWS = 16
 
 
 def is_static_decode(items: Sequence[StepItem], stretches_at: Callable[[int], bool]) -> bool:
@@ -77,13 +82,26 @@ class Runner(Protocol):
 
 
 class SpanRunner:
-    """A span's layers with the KV memory of the sequences that pass through them."""
+    """A span's layers with the KV memory of the sequences that pass through them.
 
-    def __init__(self, span: Span, cache: KVCache, sequences: SequenceTable, device: torch.device) -> None:
+    Args:
+        batch_invariant: compute INVARIANT_ROWS rows at a time, never more and never fewer, so that each token's result
+            is the same to the last bit in any company and however its sequence is cut into steps.
+    """
+
+    def __init__(
+        self,
+        span: Span,
+        cache: KVCache,
+        sequences: SequenceTable,
+        device: torch.device,
+        batch_invariant: bool = False,
+    ) -> None:
         self.span = span
         self.cache = cache
         self.sequences = sequences
         self.device = device
+        self.batch_invariant = batch_invariant
 
     def forward(self, chunks: Sequence[Chunk], hidden: Tensor) -> Tensor:
         """hidden: [T, E], the chunks' tokens one behind the other -> [T, E]. Room must be reserved.
@@ -91,14 +109,25 @@ class SpanRunner:
         The caller records the tokens with ``sequences.append`` afterwards.
         """
         self.make_writable(chunks)
+        if self.batch_invariant:
+            return self._forward_in_rows(chunks, hidden)
         batch = ForwardBatch.build(chunks, self.sequences, self.device)
         return self.span(hidden, batch, self.cache)
+
+    def _forward_in_rows(self, chunks: Sequence[Chunk], hidden: Tensor) -> Tensor:
+        """`forward` in passes of INVARIANT_ROWS rows, the last one filled up: every kernel always sees one shape."""
+        passed = []
+        for group, rows in zip(cut(chunks, INVARIANT_ROWS), hidden.split(INVARIANT_ROWS), strict=True):
+            batch = ForwardBatch.build(group, self.sequences, self.device, INVARIANT_ROWS)
+            padded = F.pad(rows, (0, 0, 0, INVARIANT_ROWS - rows.shape[0]))
+            passed.append(self.span(padded, batch, self.cache)[: rows.shape[0]])
+        return torch.cat(passed)
 
     def part(self, start: int, end: int) -> "SpanRunner":
         """Its layers ``start .. end`` alone, over the same pages and sequences, none of which may share a page."""
         first, last = start - self.span.start, end - self.span.start
         span = Span(start, self.span.layers[first:last], self.span.rotary)
-        return SpanRunner(span, self.cache.part(first, last), self.sequences, self.device)
+        return SpanRunner(span, self.cache.part(first, last), self.sequences, self.device, self.batch_invariant)
 
     def make_writable(self, chunks: Sequence[Chunk]) -> None:
         """Copy the pages that ``chunks`` will write to and others still read; ``forward`` does it by itself."""

@@ -29,6 +29,7 @@ MAX_HANDSHAKES = 256  # at once, from addresses that were proven; beyond it nobo
 HANDSHAKES_PER_S = 50  # a quarter of a processor
 HINTS_PER_S = 100  # see carrier.py; so that nobody can make us a source of many small datagrams
 MAX_STRANGERS = 32  # connected peers that dialled us and are on no list: 1.4 GiB at worst
+RECHECK_S = 60.0  # between two looks at whose membership has expired
 HANDSHAKE_S = 5.0  # the first Initial and four more, 0.2, 0.4, 0.8 and 1.6 s apart; dials end after it as well
 _MAX_TOKEN_BYTES = 256  # a Retry token of ours has about 80
 

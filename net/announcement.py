@@ -69,7 +69,7 @@ class Announcement:
         layer_us: microseconds that a decode step takes in one layer; 0 if nothing is measured.
         num_sessions: that are open.
         queue_us: microseconds that a step waits for its turn, lately.
-        max_layers: of this model that it has room for.
+        max_layers: of this model that it has room for, where it chooses its layers itself; 0 where they were given.
         version: of the software.
         addrs: HOST:PORT each, where it may be dialled.
         relays: PEER_ID@HOST:PORT each, over which it can be reached.

@@ -76,6 +76,15 @@ class BlocksMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         serving = {route.peer_id.lower() for route in self.routes}
         return {PeerId.parse(one.peer_id): one.ways for one in self.peers if one.peer_id.lower() in serving}
 
+    def read_by(self, own: PeerId) -> "BlocksMap":
+        """The map as the node ``own`` reads it, which may be among the peers: its layers are "self" then."""
+        name = str(own)
+        peers = tuple(peer for peer in self.peers if peer.peer_id.lower() != name)
+        routes = tuple(
+            MapRoute(route.layers, SELF) if route.peer_id.lower() == name else route for route in self.routes
+        )
+        return BlocksMap(self.version, self.model, peers, routes)
+
     def to_json(self) -> str:
         """The file's text."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"

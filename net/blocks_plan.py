@@ -21,11 +21,13 @@ class Provider:
     Attributes:
         memory_bytes: that it gives for weights, keys and values.
         layers_per_s: decode steps of one layer that it runs in a second.
+        rtt_s: round trip from who reads the map; None where nobody knows. The plan does not heed it.
     """
 
     peer: MapPeer
     memory_bytes: int
     layers_per_s: float
+    rtt_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

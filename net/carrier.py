@@ -9,7 +9,6 @@ chance, and no end ever changes them. A relayed one is unwrapped first, unless t
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from .admission import (
@@ -18,14 +17,15 @@ from .admission import (
     HINTS_PER_S,
     MAX_HALF_OPEN,
     MAX_HANDSHAKES,
-    Known,
     Rate,
     Retries,
     parse_initial,
 )
+from .connection import Connection
 from .identity import PeerId
-from .link import PATIENCE_S, RELAYED_PATIENCE_S, STRANDED_PATIENCE_S, Link, LinkEvent, Over
-from .paths import SITE_DATAGRAM_BYTES, Outgoing, Path
+from .link import PATIENCE_S, RELAYED_PATIENCE_S, STRANDED_PATIENCE_S, Link, LinkEvent, Over, Proven
+from .path_size import SITE_DATAGRAM_BYTES
+from .paths import Outgoing, Path
 from .probes import is_probe, tag_of
 from .quic import CONNECTION_ID_BYTES, Credentials, MutualQuic
 from .stun import ANSWERS_PER_S, is_request, response
@@ -34,34 +34,6 @@ from .ways import CHANNEL_PREFIX_BYTES, Direct, Ice, Relayed, Way, is_relayed
 from .wire import INSTANCE_BYTES, PATH_KEY_BYTES, PATH_TAG_BYTES, Hello
 
 _HINT = b"\x03"  # "that connection is none of mine"; like a probe it has not the bit 0x40 of QUIC's packets
-
-
-@dataclass(eq=False, slots=True)
-class Connection:
-    """A link, and what is known of it.
-
-    Attributes:
-        dialled: whom, where this end did.
-        began: when.
-        peer: whose key was shown, once that is proven and right.
-        membership: that it has shown.
-        known: once it is let in.
-        is_stranger: it dialled us and is on no list.
-        way: that the link was told of last.
-    """
-
-    link: Link
-    path: Path
-    hello: Hello
-    dialled: PeerId | None
-    began: float
-    way: Way
-    peer: PeerId | None = None
-    membership: bytes = b""
-    known: Known | None = None
-    is_stranger: bool = False
-    ids: list[bytes] = field(default_factory=list)
-    timer: asyncio.TimerHandle | None = None
 
 
 class Forwarder(Protocol):
@@ -108,12 +80,15 @@ class Carrier:
         self._sockets: list[UdpSocket] = []
         self._by_id: dict[bytes, Connection] = {}
         self._by_tag: dict[bytes, Connection] = {}  # every connection once, whatever ids it has
+        self._half_open: set[Connection] = set()  # whose handshake is not over
         self._channels: dict[bytes, tuple[Relayed, Connection]] = {}  # by what the other end's datagrams begin with
         self._ices: dict[Ice, Callable[[bytes], None]] = {}  # what sends on each
         self._unsent: dict[Connection, None] = {}
         self._handshakes, self._proven_handshakes = Rate(HANDSHAKES_PER_S), Rate(HANDSHAKES_PER_S)
-        self._hints, self._stun_answers = Rate(HINTS_PER_S), Rate(ANSWERS_PER_S)
+        self._hints, self._hints_taken = Rate(HINTS_PER_S), Rate(HINTS_PER_S)
+        self._stun_answers = Rate(ANSWERS_PER_S)
         self.is_held = False  # see Link.hold; for connections to come
+        self._is_closed = False
 
     @property
     def sockets(self) -> tuple[UdpSocket, ...]:
@@ -135,6 +110,8 @@ class Carrier:
 
     def send_soon(self, connection: Connection) -> None:
         """Send what the link has once the loop's turn is over: several messages are one batch."""
+        if connection.hello.path_tag not in self._by_tag:
+            return
         if not self._unsent:
             self._loop.call_soon(self._send_all)
         self._unsent[connection] = None
@@ -153,6 +130,7 @@ class Carrier:
         for connection_id in connection.ids:
             self._by_id.pop(connection_id, None)
         self._by_tag.pop(connection.hello.path_tag, None)
+        self._half_open.discard(connection)
         self._unsent.pop(connection, None)
 
     def open_channel(self, way: Relayed, relay: Connection) -> None:
@@ -181,9 +159,10 @@ class Carrier:
         """Ways that may lead to a connection's peer."""
         self._follow(connection, connection.path.offer(ways, self._loop.time()))
 
-    def lose(self, connection: Connection, way: Way) -> None:
-        """A way no longer leads to a connection's peer."""
-        self._follow(connection, connection.path.lose(way, self._loop.time()))
+    def lose(self, connection: Connection, way: Way, *, waits_for_relay: bool = False) -> None:
+        """A way no longer leads to a connection's peer, see Path."""
+        outgoing = connection.path.lose(way, self._loop.time(), waits_for_relay=waits_for_relay)
+        self._follow(connection, outgoing)
 
     def heard_from(self, connection: Connection, way: Way) -> None:
         """What only a connection's peer can know has come on ``way``."""
@@ -210,7 +189,10 @@ class Carrier:
             self._loop.add_writer(socket.fileno(), self._on_writable, socket)
 
     def close(self, code: int, reason: str) -> None:
-        """End all connections, and give the sockets back."""
+        """End all connections, and give the sockets back; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for connection in tuple(self._by_tag.values()):
             self.end(connection, code, reason)
         for socket in self._sockets:
@@ -274,7 +256,7 @@ class Carrier:
         initial = parse_initial(datagram)
         if initial is None:
             return None
-        num_half_open = sum(not one.link.is_proven for one in self._by_tag.values())
+        num_half_open = len(self._half_open)
         original_id: bytes | None = initial.destination_id
         retry_id: bytes | None = None
         if initial.token:
@@ -316,7 +298,7 @@ class Carrier:
 
     def _on_hint(self, way: Way, now: float) -> None:
         """Somebody who can write that address as his own says that no such connection is there."""
-        for connection in self._on(way):
+        for connection in self._on(way) if self._hints_taken.take(now) else ():
             connection.link.hint_gone(now)
             self.send_soon(connection)
 
@@ -340,9 +322,10 @@ class Carrier:
     def _advance(self, connection: Connection) -> None:
         """Tell what the link has to tell; what it has to send is sent with the answer, if that comes at once."""
         for event in connection.link.events():
+            if isinstance(event, Proven):
+                self._half_open.discard(connection)
             self._tell(connection, event)
-        if connection.hello.path_tag in self._by_tag:
-            self.send_soon(connection)
+        self.send_soon(connection)
 
     def _transmit(self, connection: Connection) -> None:
         self._unsent.pop(connection, None)
@@ -360,7 +343,7 @@ class Carrier:
         for datagram, way in outgoing:
             self.send(way, (datagram,))
         path, link = connection.path, connection.link
-        if path.is_stranded:
+        if path.waits_for_relay:
             link.patience_s = STRANDED_PATIENCE_S
         else:
             link.patience_s = RELAYED_PATIENCE_S if isinstance(path.way, Relayed) else PATIENCE_S
@@ -379,7 +362,9 @@ class Carrier:
                 self.forwarder.flush()
 
     def _arm(self, connection: Connection) -> None:
-        """Set the timer."""
+        """Set the timer, unless it is forgotten meanwhile."""
+        if connection.hello.path_tag not in self._by_tag:
+            return
         connection.path.is_busy = connection.link.is_busy
         soonest = min(
             connection.link.next_deadline(),
@@ -415,6 +400,7 @@ class Carrier:
         connection = Connection(Link(quic, now), path, hello, dialled, now, way)
         connection.link.hold(self.is_held)
         self._by_tag[hello.path_tag] = connection
+        self._half_open.add(connection)
         self._add_id(connection, quic.host_cid)
         return connection
 

@@ -11,21 +11,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import MembershipError, NetworkError
-from .announcement import Announcement, parse
+from .admission import RECHECK_S
+from .announcement import MAX_RELAYS, Announcement, parse
 from .directory import Directory, Via
 from .endpoint import Endpoint
 from .grant import Role
 from .identity import Identity, PeerId
-from .lan import Lan
+from .lan import LAN_BYTES, Lan
 from .membership import Network
 from .switchboard import Event, Heard, Vanished
+from .wire import MAX_ADDRS, MAX_ANNOUNCEMENT_BYTES
 
 logger = logging.getLogger(__name__)
 
 VALID_S = 90  # that an announcement is good: a node that dies without a word is listed for no longer
 RENEW_S = 25.0  # so that two of three may be lost
 TICK_S = 1.0
-RECHECK_S = 60.0  # between two looks at whose membership has expired
 
 
 class MeshMember:
@@ -106,13 +107,12 @@ class MeshMember:
             valid_s=VALID_S,
             network=None if self._network is None else self._network.network_id,
             membership=self._membership,
-            addrs=self._endpoint.addrs,
-            relays=self._endpoint.relays.addrs,
+            addrs=self._endpoint.addrs[:MAX_ADDRS],
+            relays=self._endpoint.relays.addrs[:MAX_RELAYS],
         )
-        blob = own.sign(self._identity)
-        self._endpoint.relays.announce(blob)
+        self._endpoint.relays.announce(own.fitted(MAX_ANNOUNCEMENT_BYTES).sign(self._identity))
         if self._lan is not None:
-            self._lan.announce(blob)
+            self._lan.announce(own.fitted(LAN_BYTES).sign(self._identity))
 
     # ---- what others say
 
@@ -153,6 +153,7 @@ class MeshMember:
             return
         if not changed:
             return
+        self._endpoint.relays.revoke(revocations)  # which of them has told us, and which knows it, is not worth asking
         self._loop.call_soon(self._endpoint.recheck)
         for entry in self._directory.entries():
             try:

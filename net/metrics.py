@@ -21,10 +21,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from .identity import PeerId
+from .messages import Reason
 from .switchboard import PeerStats
 
 STALLED_AFTER_S = 60.0  # without a turn of the server; the longest batch, on a slow CPU, is well below it
 REQUEST_TIMEOUT_S = 5.0  # a client that sends its request slower than that is cut off
+
+KINDS = ("decode", "prefill", "replay")
+STAGES = ("queue", "unpack", "forward", "draw", "pack", "send")
 
 # From a token's step in a small model to a prefill chunk of a large one on a CPU
 _STEP_BUCKETS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -44,7 +48,7 @@ class NodeMetrics:
         steps, tokens: computed, by kind: decode, prefill or replay.
         batch_size: sequences computed together.
         stage_seconds: how long it took, by stage: queue, of each step from its arrival to its start; and of each batch
-            unpack, forward, pack and send.
+            unpack, forward, draw (where the head is here), pack and send.
         refusals: sessions that were refused or ended, by reason.
     """
 
@@ -60,6 +64,13 @@ class NodeMetrics:
         self.stage_seconds = Histogram(
             "hopformer_step_stage_seconds", "Time of a step by stage.", ["stage"], buckets=_STEP_BUCKETS, **own
         )
+        for counter in (self.steps, self.tokens):  # 0 is told from the start, so that a rate has where to begin
+            for kind in KINDS:
+                counter.labels(kind)
+        for reason in Reason:
+            self.refusals.labels(reason.name.lower())
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
         self._sessions = Gauge("hopformer_sessions", "Sessions that are open.", **own)
         self._waiting = Gauge("hopformer_steps_waiting", "Steps that are not computed yet.", **own)
         self._pages = Gauge("hopformer_kv_pages", "Pages for keys and values.", ["state"], **own)

@@ -49,6 +49,7 @@ class Wanted:
 
     Attributes:
         width: elements in a row.
+        has_head: whoever runs the last layer must draw tokens too.
     """
 
     fingerprint: bytes
@@ -56,6 +57,7 @@ class Wanted:
     dtype: Dtype
     width: int
     codec: Codec = Codec.EXACT
+    has_head: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -74,6 +76,7 @@ class PeerEntry:
         problem: why it is not used; empty where there is no reason.
         failure: what it did last that it should not.
         retry_at: it is left alone until then.
+        is_forgotten: it is to go once it is not connected any more.
         asked_at, answer_s: when it was last asked what it serves, and how long it took to answer.
     """
 
@@ -82,6 +85,7 @@ class PeerEntry:
     layers: LayerRange | None = None
     is_connected: bool = False
     is_leaving: bool = False
+    is_forgotten: bool = False
     dialled_at: float | None = None
     free_tokens: int = 0
     problem: str = "not connected yet"
@@ -128,11 +132,16 @@ class PeerTable:
         entry = self.entries.setdefault(peer, PeerEntry(addrs, None))
         entry.addrs = addrs
         entry.retry_at = 0.0
+        entry.is_forgotten = False
 
     def forget(self, peer: PeerId) -> None:
         """A peer that no map lists is announced no longer; while it is connected it may still be used."""
         entry = self.entries.get(peer)
-        if entry is not None and entry.listed is None and not entry.is_connected:
+        if entry is None or entry.listed is not None:
+            return
+        if entry.is_connected:
+            entry.is_forgotten = True
+        else:
             del self.entries[peer]
 
     def unusable(self, now: float) -> set[PeerId]:
@@ -177,6 +186,7 @@ class PeerTable:
             return
         entry.answer_s = now - entry.asked_at
         served = LayerRange(answer.start, answer.end)
+        entry.is_leaving &= not served
         entry.layers = served if entry.listed is None else served.common(entry.listed)
         entry.free_tokens = answer.free_tokens
         entry.problem = ""
@@ -189,6 +199,8 @@ class PeerTable:
             entry.problem = f"it takes {dtype} activations, and these are {self._wanted.dtype.name.lower()}"
         elif self._wanted.codec not in answer.codecs:
             entry.problem = f"it does not take activations packed as {self._wanted.codec.name.lower()}"
+        elif self._wanted.has_head and answer.end == self._wanted.num_layers and not answer.has_head:
+            entry.problem = "it has not the head, which is to draw the tokens; its --head loads it"
         elif not entry.layers:
             entry.problem = f"it serves layers {served}, and not {entry.listed}"
         if served and answer.step_us and entry.layer_s is None:
@@ -199,6 +211,8 @@ class PeerTable:
         if entry := self.entries.get(peer):
             entry.is_connected, entry.dialled_at, entry.layers, entry.stats = False, None, None, None
             self.failed(peer, reason, now)
+            if entry.is_forgotten:
+                del self.entries[peer]
 
     def failed(self, peer: PeerId, reason: str, now: float) -> None:
         """A peer did not do what it should; leave it alone, each time twice as long."""
@@ -349,6 +363,7 @@ class PeerTable:
         for peer, entry in self.entries.items():
             assert not (entry.is_connected and entry.dialled_at is not None), f"{peer} is dialled and connected"
             assert entry.is_connected or entry.layers is None, f"{peer} is gone and serves layers"
+            assert entry.is_connected or not entry.is_forgotten, f"{peer} is gone and not forgotten"
             assert 0 <= entry.num_failures <= MAX_COUNTED_FAILURES
 
     def _is_same_model(self, answer: Serving) -> bool:

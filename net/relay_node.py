@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MembershipError, NetworkError
-from .admission import Guests
+from .admission import RECHECK_S, Guests
 from .announcement import Announcement
 from .authority_files import load_revocations
 from .directory import Directory
@@ -20,6 +21,8 @@ from .relay_desk import TICK_S, RelayDesk
 from .relay_metrics import RelayMetrics
 from .relay_table import DEFAULT_RATE, RelayTable
 from .switchboard import Event, PeerStats
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class RelayNode:
     """A relay that runs in the loop it is made in.
 
     Raises:
-        NetworkError: it cannot listen where it is told to.
+        NetworkError: it cannot listen where it is told to, or its file of revocations is damaged.
     """
 
     def __init__(self, identity: Identity, config: RelayConfig, metrics: RelayMetrics | None = None) -> None:
@@ -54,6 +57,7 @@ class RelayNode:
         self._metrics = metrics
         self._network = None if config.network is None else Network(config.network)
         self._revocations_at: tuple[int, int] | None = None
+        self._recheck_at = time.monotonic() + RECHECK_S
         self.endpoint = Endpoint(identity, Guests(config.allow, self._network), _ignore)
         table = RelayTable(config.max_rate)
         self.desk = RelayDesk(self.endpoint, table, Directory(self._admit), self._network)
@@ -87,7 +91,13 @@ class RelayNode:
     def tick(self) -> None:
         """Do what is due."""
         self.desk.tick()
-        self.read_revocations()
+        try:
+            self.read_revocations()
+        except NetworkError as error:  # whoever was let in stays, and the next list is read again
+            logger.warning("revocations are not taken: %s", error)
+        if time.monotonic() >= self._recheck_at:
+            self._recheck_at = time.monotonic() + RECHECK_S
+            self.endpoint.recheck()
         if self._metrics is not None:
             self._metrics.turned(self.desk)
 
@@ -96,7 +106,11 @@ class RelayNode:
         self.endpoint.close()
 
     def read_revocations(self) -> None:
-        """Take up the authority's file where it has changed, and part with whoever is no member any more."""
+        """Take up the authority's file where it has changed, and part with whoever is no member any more.
+
+        Raises:
+            NetworkError: it is damaged, or another network's.
+        """
         path = self._config.revocations
         if self._network is None or path is None:
             return

@@ -101,7 +101,7 @@ class RelayTable:
         """A peer is not connected any more."""
         if peer in self._peers:
             for channel in tuple(self._peers[peer].channels):
-                self._close(channel, "the other end is not connected with the relay any more", besides=peer)
+                self._end(channel, "the other end is not connected with the relay any more", besides=peer)
             del self._peers[peer]
 
     def reach(self, asker: PeerId, peer: PeerId, channel: bytes, now: float) -> None:
@@ -113,7 +113,7 @@ class RelayTable:
             return
         for old in self._peers[asker].channels & self._peers[peer].channels:
             if self._channels[old].asker == asker:
-                self._close(old, "another one takes its place", besides=asker)
+                self._end(old, "another one takes its place", besides=asker)
         burst = BURST_S * self.max_rate
         self._channels[channel] = _Channel(asker, peer, now + ACCEPT_S, (_Bucket(burst, now), _Bucket(burst, now)))
         self._peers[asker].channels.add(channel)
@@ -130,13 +130,8 @@ class RelayTable:
     def leave(self, peer: PeerId, channel: bytes, text: str) -> None:
         """One end closes a channel."""
         one = self._channels.get(channel)
-        if one is None or peer not in (one.asker, one.other):
-            return
-        if one.deadline is not None and peer == one.other:
-            self._outbox.append((one.asker, Unreachable(peer, f"it does not take the channel: {text}")))
-            self._forget(channel)
-        else:
-            self._close(channel, text, besides=peer)
+        if one is not None and peer in (one.asker, one.other):
+            self._end(channel, text, besides=peer)
 
     def ends(self, channel: bytes, *, from_asker: bool) -> tuple[PeerId, PeerId] | None:
         """Who sends and who gets a channel's datagrams of one direction; None where it is not open."""
@@ -206,12 +201,15 @@ class RelayTable:
             return f"the relay has {MAX_CHANNELS} channels already"
         return ""
 
-    def _close(self, channel: bytes, text: str, besides: PeerId) -> None:
-        """End a channel, and tell the end that does not know."""
+    def _end(self, channel: bytes, text: str, besides: PeerId) -> None:
+        """End a channel, and tell the end that does not know. An asker knows no channel that was not taken."""
         one = self._channels[channel]
-        for peer in (one.asker, one.other):
-            if peer != besides:
-                self._outbox.append((peer, Leave(channel, text)))
+        if besides == one.asker:
+            self._outbox.append((one.other, Leave(channel, text)))
+        elif one.deadline is None:
+            self._outbox.append((one.asker, Leave(channel, text)))
+        else:
+            self._outbox.append((one.asker, Unreachable(one.other, text)))
         self._forget(channel)
 
     def _forget(self, channel: bytes) -> None:

@@ -26,24 +26,28 @@ class SpanAnnouncer:
     """One node's announcements.
 
     Args:
-        max_layers: that this node has room for.
+        max_layers: that this node has room for, where it chooses its layers itself.
+        layer_us: microseconds that a decode step was measured to take in a layer, before the first step of a session.
     """
 
-    def __init__(self, publisher: Publisher, identity: Identity, served: ServedSpan, max_layers: int = 0) -> None:
+    def __init__(
+        self, publisher: Publisher, identity: Identity, served: ServedSpan, max_layers: int = 0, layer_us: int = 0
+    ) -> None:
         self._publisher = publisher
         self._identity = identity
         self._base = Announcement(
             public_key=identity.public_bytes,
             issued_at=0,
             valid_s=VALID_S,
-            model=served.model,
+            model="".join(one if one.isprintable() else "?" for one in served.model),  # a folder may be called anything
             fingerprint=served.fingerprint,
             num_layers=served.num_layers,
             layers=LayerRange(served.start, served.end),
             is_ready=True,
             dtype=served.dtype,
             codecs=served.codecs,
-            max_layers=max_layers or served.end - served.start,
+            max_layers=max_layers,
+            layer_us=layer_us,
             version=served.version,
         )
         self._said: Announcement | None = None
@@ -63,7 +67,7 @@ class SpanAnnouncer:
         found = replace(
             self._base,
             free_tokens=load.free_tokens,
-            layer_us=load.layer_us,
+            layer_us=load.layer_us or self._base.layer_us,
             num_sessions=load.num_sessions,
             queue_us=load.queue_us,
         )

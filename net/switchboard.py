@@ -120,3 +120,19 @@ class Switchboard(Protocol):
     def close(self) -> None:
         """Tell the peers, close the connections and give everything back."""
         ...
+
+
+class MeshSwitchboard(Switchboard, Protocol):
+    """One whose node takes part in a mesh, or may."""
+
+    @property
+    def relays(self) -> tuple[str, ...]:
+        """PEER_ID@HOST:PORT of the relays that the node may be reached through now."""
+        ...
+
+    def publish(self, announcement: bytes | None) -> None:
+        """Announce this wherever the node takes part, until the next; None takes it back.
+
+        It is a signed announcement without addresses, relays and network, which the network's process fills in.
+        """
+        ...

@@ -17,7 +17,7 @@ Addr = tuple[Any, ...]  # as the socket module has it: host and port, with IPv6 
 CHANNEL_BYTES = 7  # of chance: what nobody can guess who does not see the datagrams
 CHANNEL_PREFIX_BYTES = 1 + CHANNEL_BYTES
 _FROM_ASKER, _FROM_OTHER = 4, 5  # the first byte; like those of probes without the bit 0x40 that QUIC's packets have
-MAX_OFFERED = 16  # addresses that a peer may name as its own, see candidates
+_MAPPED = "::ffff:"  # an IPv4 address on a socket for both (RFC 4291, section 2.5.5.2); others never begin so
 
 
 class Direct(NamedTuple):
@@ -88,8 +88,8 @@ def retry_addr(way: Way) -> Addr:
 
 
 def shown(way: Way) -> str:
-    """For people: HOST:PORT, behind RELAY_ID@ where a relay is in between, and "ice " where ICE has found it."""
-    host, port = way.addr[:2]
+    """For people: HOST:PORT, behind RELAY_ID@ where a relay is in between."""
+    host, port = way.addr[0].removeprefix(_MAPPED), way.addr[1]
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if isinstance(way, Ice):
         return f"ice {where}"
@@ -112,7 +112,11 @@ def offered_addr(text: str, *, loopback: bool) -> Addr | None:
         raise NetworkError(f"{text[:80]!r} is no numeric HOST:PORT") from None
     if not colon or not 0 < number < 1 << 16:
         raise NetworkError(f"{text[:80]!r} is no numeric HOST:PORT")
-    if ip.is_multicast or ip.is_unspecified or ip.is_reserved or ip.is_link_local or (ip.is_loopback and not loopback):
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_loopback:  # before what is reserved, of which ::1 is part
+        if not loopback:
+            return None
+    elif ip.is_multicast or ip.is_unspecified or ip.is_reserved or ip.is_link_local:
         return None
     return (str(ip), number) if ip.version == 4 else (str(ip), number, 0, 0)
 

@@ -96,10 +96,10 @@ def load_span(folder: Path, start: int, end: int) -> Model:
     return load_model(folder, load_config(folder), part, Placement(torch.device("cpu"), torch.float32, MAX_CONTEXT))
 
 
-def make_runner(model: Model, num_pages: int = NUM_PAGES) -> SpanRunner:
+def make_runner(model: Model, num_pages: int = NUM_PAGES, batch_invariant: bool = False) -> SpanRunner:
     pool = PagePool(num_pages, PAGE_SIZE)
     cache = KVCache(model.kv_shape, num_pages, PAGE_SIZE, model.device)
-    return SpanRunner(model.span, cache, SequenceTable(pool), model.device)
+    return SpanRunner(model.span, cache, SequenceTable(pool), model.device, batch_invariant)
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +107,9 @@ def whole(folder: Path) -> Model:
     return load_span(folder, 0, NUM_LAYERS)
 
 
-def expected_rows(whole: Model, hidden: Tensor, counts: Sequence[int]) -> Tensor:
+def expected_rows(whole: Model, hidden: Tensor, counts: Sequence[int], batch_invariant: bool = False) -> Tensor:
     """The last layer's rows when the whole model computes ``hidden`` in steps of ``counts`` tokens."""
-    runner = make_runner(whole)
+    runner = make_runner(whole, batch_invariant=batch_invariant)
     runner.sequences.open(0)
     rows, position = [], 0
     for count in counts:
@@ -128,15 +128,16 @@ def peer(name: str) -> PeerId:
 class World:
     """A network, its servers by name, and the messages that its callers got."""
 
-    def __init__(self, folder: Path, quality: LinkQuality | None = None) -> None:
+    def __init__(self, folder: Path, quality: LinkQuality | None = None, batch_invariant: bool = False) -> None:
         self.folder = folder
+        self.batch_invariant = batch_invariant
         self.network = MemoryNetwork(quality)
         self.servers: dict[str, SpanServer] = {}
         self.fingerprint = fingerprint(folder)
 
     def serve(self, name: str, start: int, end: int, num_pages: int = NUM_PAGES, **limits: float) -> SpanServer:
         """Start a server of the layers ``start .. end``."""
-        runner = make_runner(load_span(self.folder, start, end), num_pages)
+        runner = make_runner(load_span(self.folder, start, end), num_pages, self.batch_invariant)
         served = ServedSpan(
             model="random",
             fingerprint=fingerprint(self.folder, start, end),
@@ -389,6 +390,34 @@ def test_a_hop_that_takes_another_s_place_is_filled_by_replay(world: World, whol
     rows = caller.compute(names[0], hidden, [1, 1], position=16)
     assert torch.allclose(rows, expected_rows(whole, hidden, [*counts, 1, 1])[16:], atol=1e-5)
     assert world.servers["spare"]._runner.sequences.length(0) == 18
+
+
+@pytest.mark.parametrize("dead", range(3))  # not the last: behind it is the caller alone
+def test_with_batch_invariant_layers_a_replay_is_the_same_to_the_last_bit(
+    folder: Path, whole: Model, hidden: Tensor, dead: int
+) -> None:
+    world = World(folder, batch_invariant=True)
+    caller = Caller(world)
+    names = world.serve_route(4)
+    world.serve("spare", dead, dead + 1)
+    caller.open(names)
+    counts = [17, 1, 1, 3, 1]
+    before = caller.compute(names[0], hidden, counts)
+    world.network.kill(peer(names[dead]))
+    del world.servers[names[dead]]
+    route = [*names[:dead], "spare", *names[dead + 1 :]]
+    caller.connect("spare")
+    caller.send("spare", caller.opening(route, dead))
+    assert len(caller.take(Opened)) == 1
+    caller.send(route[dead + 1], Reroute(caller.key(), caller.neighbours(route, dead + 1), 0))
+    if dead:
+        caller.send(route[dead - 1], Reroute(caller.key(), caller.neighbours(route, dead - 1), 23))
+    else:
+        shape = Dtype.FLOAT32, Codec.EXACT, HIDDEN_SIZE
+        caller.send("spare", Step(caller.key(), 0, 0, 23, 0, True, *shape, pack(hidden[:23], LAYOUT)))
+    after = caller.compute(route[0], hidden, [1, 2, 1], position=23)
+    whole_prompt = expected_rows(whole, hidden, [23, 4], batch_invariant=True)
+    assert torch.equal(torch.cat([before, after]), whole_prompt)
 
 
 def test_replayed_rows_flow_on_through_two_new_hops(world: World, whole: Model, hidden: Tensor) -> None:

@@ -1,12 +1,18 @@
 """Who gets in, and the price of those who do not."""
 
 import os
+import time
+from dataclasses import replace
 
 import pytest
 
 from hopformer.net.admission import MAX_STRANGERS, Guests, Known, Rate, Retries, keeps_old, parse_initial
+from hopformer.net.grant import Grant, Role
 from hopformer.net.identity import Identity, PeerId
+from hopformer.net.invite import Token
+from hopformer.net.membership import Network
 from hopformer.net.quic import VIRTUAL_ADDR, Credentials, MutualQuic
+from hopformer.net.revocations import Revocations
 from hopformer.net.ways import Direct
 
 ANNA, BELA, CARA = PeerId(bytes(22)), PeerId(b"\1" * 22), PeerId(b"\2" * 22)
@@ -89,6 +95,59 @@ def test_who_is_let_in() -> None:
     assert "not on this node's list" in Guests(frozenset()).why_refused(ANNA, BELA, 0)
     assert Guests(None).why_refused(ANNA, BELA, MAX_STRANGERS - 1) is None
     assert "connected already" in Guests(None).why_refused(ANNA, BELA, MAX_STRANGERS)
+
+
+AUTHOR, MEMBER = Identity.from_seed(b"a" * 32), Identity.from_seed(b"m" * 32)
+GRANT = Grant(AUTHOR.public_bytes, b"serial 1", Role.CHAT, int(time.time()) + 3600, (), MEMBER.public_bytes)
+
+
+def shown(peer: PeerId, **changes: object) -> bytes:
+    return Token.sign(replace(GRANT, **changes), AUTHOR, MEMBER).membership(peer)  # type: ignore[arg-type]
+
+
+def test_in_a_closed_network_anybody_may_show_a_membership_and_only_members_come_in() -> None:
+    guests = Guests(frozenset({CARA}), Network(AUTHOR.peer_id))
+    assert guests.why_refused(ANNA, BELA, MAX_STRANGERS) is None, "it may be a member"
+    assert "this is you" in guests.why_refused(BELA, BELA, 0)
+    assert guests.why_no_member(ANNA, shown(ANNA)) is None
+    assert guests.why_no_member(CARA, b"") is None, "it is on the list"
+    assert guests.why_no_member(AUTHOR.peer_id, b"") is None
+    assert not guests.are_strangers
+    for role in (Role.SERVE, Role.CHAT):
+        assert guests.why_no_member(ANNA, shown(ANNA, role=role)) is None
+
+
+@pytest.mark.parametrize(
+    ("membership", "words"),
+    [
+        (b"", "must join with a token"),
+        (b"noise", "this is no membership"),
+        (shown(BELA), "was made for another peer id"),
+        (shown(ANNA)[:-1] + bytes((shown(ANNA)[-1] ^ 1,)), "was made for another peer id"),
+        (shown(ANNA)[:9] + b"?" + shown(ANNA)[10:], "is of network|is forged"),
+        (shown(ANNA, expires_at=1_000_000_000), "expired at 2001-09-09 01:46:40 UTC"),
+    ],
+    ids=["none", "noise", "another's", "forged", "changed", "expired"],
+)
+def test_why_somebody_is_no_member_is_one_line(membership: bytes, words: str) -> None:
+    guests = Guests(frozenset(), Network(AUTHOR.peer_id))
+    why = guests.why_no_member(ANNA, membership)
+    assert why is not None and "\n" not in why
+    assert any(one in why for one in words.split("|"))
+
+
+def test_a_member_that_is_revoked_is_none_any_more() -> None:
+    network = Network(AUTHOR.peer_id)
+    guests = Guests(frozenset(), network)
+    assert guests.why_no_member(ANNA, shown(ANNA)) is None
+    network.take_revocations(Revocations(1, frozenset({b"serial 1"})).signed_by(AUTHOR))
+    assert "was revoked" in (guests.why_no_member(ANNA, shown(ANNA)) or "")
+
+
+def test_where_everybody_is_let_in_nobody_need_be_a_member() -> None:
+    for guests in (Guests(None, Network(AUTHOR.peer_id)), Guests(None), Guests(frozenset({ANNA}))):
+        assert guests.why_no_member(ANNA, b"") is None
+    assert Guests(None, Network(AUTHOR.peer_id)).are_strangers
 
 
 def test_a_rate_lets_through_as_much_as_it_says() -> None:

@@ -45,12 +45,19 @@ def parse(content: object) -> BlocksMap:
 def test_a_map_says_who_serves_what_and_where() -> None:
     found = checked(parse(as_map(("0:2", A), ("2:4", A), ("4:8", "self"), ("4:8", B))), 8)
     assert found.spans() == {A: [LayerRange(0, 4)], None: [LayerRange(4, 8)], B: [LayerRange(4, 8)]}
-    assert found.addrs() == {A: ("127.0.0.1:40123",), B: ()}
+    assert found.addrs() == {A: ("127.0.0.1:40123",), B: (f"{C}@example.org:4000",)}
 
 
 def test_what_is_written_is_read_again() -> None:
     found = parse(as_map())
     assert parse_blocks_map(found.to_json().encode()) == found
+
+
+def test_a_node_that_is_in_the_map_reads_its_own_layers_as_self() -> None:
+    written = parse(as_map())
+    own = checked(written.read_by(B), 8)
+    assert own.spans() == {A: [LayerRange(0, 4)], None: [LayerRange(4, 8)]} and own.addrs() == {A: ("127.0.0.1:40123",)}
+    assert written.read_by(C) == written
 
 
 def test_one_route_a_block_means_the_same() -> None:

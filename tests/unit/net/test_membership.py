@@ -51,10 +51,10 @@ def refusal(network: Network, membership: bytes, peer: PeerId = JOINER.peer_id, 
     return str(caught.value)
 
 
-@pytest.mark.parametrize("role", [Role.SERVE, Role.CHAT])
-def test_a_member_is_let_in_with_the_role_of_its_token_and_no_other(role: Role) -> None:
+@pytest.mark.parametrize(("role", "roles"), [(Role.SERVE, {Role.SERVE, Role.CHAT}), (Role.CHAT, {Role.CHAT})])
+def test_who_may_serve_may_chat_as_well_and_who_may_chat_nothing_else(role: Role, roles: set[Role]) -> None:
     shown = Token.sign(replace(GRANT, role=role), AUTHOR, MEMBER).membership(JOINER.peer_id)
-    assert network().admit(shown, JOINER.peer_id, NOW) == Member(frozenset((role,)), SERIAL, NOW + 100)
+    assert network().admit(shown, JOINER.peer_id, NOW) == Member(frozenset(roles), SERIAL, NOW + 100)
 
 
 def test_the_authority_needs_no_membership_and_may_do_everything() -> None:

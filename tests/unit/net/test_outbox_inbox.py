@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hopformer.errors import LinkError, WireError
-from hopformer.net import inbox as inboxes
 from hopformer.net import outbox as outboxes
 from hopformer.net import wire
 from hopformer.net.identity import PeerId
@@ -281,9 +280,9 @@ def test_a_broken_rule_is_told(stream_id: int, data: bytes, end_stream: bool, wh
         Inbox(2).feed(stream_id, data, end_stream)
 
 
-def test_the_first_stream_takes_no_activations() -> None:
-    with pytest.raises(WireError, match="the length of a frame"):
-        Inbox(2).feed(2, frame_of(step(1)), False)
+def test_the_first_stream_takes_no_activations_beyond_the_longest_list_of_revocations() -> None:
+    with pytest.raises(WireError, match=f"the length of a frame is {56 + 3 * 8192}; 0 to {wire.MAX_REVOKE_BYTES}"):
+        Inbox(2).feed(2, frame_of(step(1, num_rows=3)), False)
 
 
 class Streams(RuleBasedStateMachine):
@@ -358,6 +357,9 @@ TestStreams = Streams.TestCase
 TestStreams.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
 
-def test_the_sizes_of_own_frames_are_those_on_the_wire() -> None:
-    for frame in (HELLO, Credit(5)):
-        assert vars(inboxes)["_OWN_BYTES"][type(frame)] == len(frame_of(frame))
+@pytest.mark.parametrize("own", [HELLO, Hello(bytes(8), bytes(8), bytes(16), bytes(1024)), Credit(5)])
+def test_the_links_own_frames_are_no_messages_and_need_no_credit_however_long_they_are(own: wire.Frame) -> None:
+    inbox = Inbox(2)
+    assert inbox.feed(2, frame_of(own), False) == [own]
+    inbox.feed(6, frame_of(step(1, num_rows=8)), False)
+    assert inbox.credit_due() == Credit(ROWS_8)

@@ -210,3 +210,56 @@ def test_strangers_change_nothing(table: PeerTable) -> None:
     table.leaving(CALLER)
     table.refuses_model(CALLER, "?")
     assert CALLER not in table.entries and table.candidates(0.0) == []
+
+
+# ---- peers that no map lists
+
+
+def test_a_peer_that_is_announced_may_be_used_for_whatever_it_serves(table: PeerTable) -> None:
+    table.add(CALLER, ("r:1",))
+    assert table.addrs(CALLER) == ("r:1",) and CALLER in table.to_dial(0.0)
+    table.connected(CALLER, 0.0)
+    table.serves(CALLER, serving(0, 8), 0.0)
+    assert route(table) == [CALLER]
+    table.check_integrity()
+
+
+def test_new_addresses_are_tried_at_once(table: PeerTable) -> None:
+    table.add(CALLER, ("r:1",))
+    table.to_dial(0.0)
+    table.disconnected(CALLER, "it does not answer", 0.0)
+    assert CALLER not in table.to_dial(0.1)
+    table.add(CALLER, ("r:2",))
+    assert CALLER in table.to_dial(0.1) and table.addrs(CALLER) == ("r:2",)
+
+
+def test_who_is_announced_no_longer_is_forgotten_and_whom_a_map_lists_is_not(table: PeerTable) -> None:
+    table.add(CALLER, ("r:1",))
+    table.forget(CALLER)
+    table.forget(A)
+    table.forget(PeerId(b"x" * 22))
+    assert CALLER not in table.entries and A in table.entries
+
+
+def test_who_is_forgotten_while_connected_is_used_until_the_connection_ends(table: PeerTable) -> None:
+    table.add(CALLER, ("r:1",))
+    table.to_dial(0.0)
+    table.connected(CALLER, 0.0)
+    table.serves(CALLER, serving(0, 8), 0.0)
+    table.forget(CALLER)
+    assert route(table) == [CALLER]
+    table.check_integrity()
+    table.disconnected(CALLER, "it was shut down", 1.0)
+    assert CALLER not in table.entries
+    table.failed(CALLER, "it died", 1.0)
+    table.check_integrity()
+
+
+def test_who_failed_or_serves_nothing_that_is_wanted_is_unusable(table: PeerTable) -> None:
+    assert table.unusable(0.0) == set(), "nobody was tried yet"
+    all_up(table)
+    assert table.unusable(0.0) == set()
+    table.failed(A, "it is silent", 0.0)
+    table.serves(B, serving(4, 8, dtype=Dtype.BFLOAT16), 0.0)
+    assert table.unusable(0.1) == {A, B}
+    assert table.unusable(FIRST_BACKOFF_S) == {B}

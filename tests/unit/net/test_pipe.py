@@ -10,20 +10,40 @@ from hopformer.errors import NetworkError, WireError
 from hopformer.net import pipe
 from hopformer.net.identity import PeerId
 from hopformer.net.messages import Ask, Codec, Dtype, Goodbye, SessionKey, Step
-from hopformer.net.pipe import Dial, Down, Failed, Ready, Record, RecordReader, Start, Stat, Stats, Stop, Up
+from hopformer.net.pipe import (
+    Dial,
+    Down,
+    Failed,
+    HeardOf,
+    Publish,
+    Ready,
+    Record,
+    RecordReader,
+    Start,
+    Stat,
+    Stats,
+    Stop,
+    Unheard,
+    Up,
+)
 from hopformer.net.wire import MAX_PAYLOAD_BYTES
 
 PEER = PeerId(bytes(range(22)))
 STEP = Step(SessionKey(PEER, 1), 1, 0, 1, 1, False, Dtype.FLOAT32, Codec.EXACT, 3, bytes(12))
 RECORDS: list[Record] = [
-    Start(bytes(32), ("127.0.0.1:0",), None, 8900),
-    Start(bytes(32), (), (PEER.digest,), 1200),
+    Start(bytes(32), ("127.0.0.1:0",), None, 8900, (), False, None, None, b""),
+    Start(bytes(32), (), (PEER.digest,), 1200, ("r:1", f"{PEER}@r:2"), True, ("10.0.0.1",), PEER.digest, b"member"),
     Dial(PEER.digest, ("a:1", "b:2")),
     Stop(),
-    Ready(("127.0.0.1:1",)),
+    Publish(b"signed"),
+    Publish(None),
+    Ready(("127.0.0.1:1",), ()),
+    Ready((), (f"{PEER}@r:2",)),
     Failed("cannot listen"),
     Up(PEER.digest),
     Down(PEER.digest, "it was shut down"),
+    HeardOf(b"signed", 2),
+    Unheard(PEER.digest),
     Stats((Stat(PEER.digest, "a:1", 0.5, 1, 2, 3),)),
     (PEER, Ask()),
     (PEER, STEP),
@@ -66,4 +86,4 @@ def test_a_message_beyond_the_wire_is_refused_where_it_is_sent() -> None:
 
 
 def test_a_seed_is_not_shown() -> None:
-    assert "sss" not in repr(Start(b"s" * 32, ("127.0.0.1:0",), None, 1200))
+    assert "sss" not in repr(Start(b"s" * 32, ("127.0.0.1:0",), None, 1200, (), False, None, None, b""))
