@@ -1,7 +1,7 @@
 """The key of a node, and whether another process of this machine is that node now.
 
-Two processes with one key would be one peer to others, who part with the first when the second comes. So a node that
-serves holds a lock while it runs, and a chat beside it takes a key for the while.
+Two processes with one key would be one peer to others, who part with the first when the second comes. So a node holds a
+lock while it runs, and a chat beside it takes a key for the while.
 """
 
 import contextlib
@@ -33,8 +33,9 @@ def load_key(path: Path | None) -> "Identity":
     return Identity.load_or_create(_named(path))
 
 
-def load_free_key(path: Path | None) -> "Identity":
-    """The same for a node that serves nobody: where another node has that key now, a new one that lasts for the run.
+@contextmanager
+def free_key(path: Path | None) -> "Iterator[Identity]":
+    """The same for a node that serves nobody, while it runs: where another node has that key now, a new one.
 
     Raises:
         IdentityError: the file cannot be used.
@@ -45,11 +46,12 @@ def load_free_key(path: Path | None) -> "Identity":
     found = load_key(path)
     with _locked(_named(path)) as is_ours:
         if is_ours:
-            return found
+            yield found
+            return
     if path is not None:
         raise UsageError(f"--identity {path} is the key of a node that runs on this machine; a caller has another")
     log.info("peer=%s runs on this machine: a key for this run is made", found.peer_id)
-    return Identity.generate()
+    yield Identity.generate()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from ..errors import IdentityError, NetworkError, NoRouteError, UsageError
 from ..llama.load import LoadedModel
 from .loading import fetch, open_model
 from .mesh_flags import MeshFlags, default_listen
-from .node_key import load_free_key, load_key
+from .node_key import free_key, key_in_use, load_key
 from .options import LoadFlags
 from .peer_table_view import connecting_table, peer_lines
 from .progress import loading_bar
@@ -188,6 +188,7 @@ def _open_alone(
 
     identity = load_key(routes.identity)
     with (
+        key_in_use(routes.identity),
         boards(serving, identity, (), MeshPart()) as (_, board),
         serving_beside(serving, model, load, routes.codecs(), board),
     ):
@@ -205,25 +206,25 @@ def _open_remote(
     from ..net.load_remote import Routing, load_remote
     from .serve_beside import boards, serving_beside
 
-    blocks_map = None if routes.blocks_map is None else load_blocks_map(routes.blocks_map)
-    identity = _identity(routes, blocks_map, serves=serving.serve is not None)
-    blocks_map = None if blocks_map is None else blocks_map.read_by(identity.peer_id)
-    part = mesh.part(identity.peer_id, is_watching=True)
-    listed = [] if blocks_map is None else [addr for peer in blocks_map.peers for addr in peer.ways]
-    listen = default_listen((*part.relays, *listed), lan=mesh.lan)
-    folder = fetch(reference, _own_layers(blocks_map), ends=True)
-    start = time.perf_counter()
-    with boards(serving, identity, listen, part) as (board, server_board):
-        routing = Routing(
-            blocks_map, routes.reroute_timeout, routes.codecs()[-1], routes.hand_head, is_meshed=mesh.finds_peers
-        )
-        with loading_bar(f"loading {reference}") as progress:
-            remote = load_remote(folder, load.options(), routing, board, progress)
-        with serving_beside(serving, remote.model, load, routes.codecs(), server_board):
-            with connecting_table(remote.node) as show:
-                _connect(remote, reference, show)
-            yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
-            remote.runner.close()
+    listed = None if routes.blocks_map is None else load_blocks_map(routes.blocks_map)
+    with _identity(routes, listed, serves=serving.serve is not None) as identity:
+        blocks_map = None if listed is None else listed.read_by(identity.peer_id)
+        part = mesh.part(identity.peer_id, is_watching=True)
+        addrs = [] if blocks_map is None else [addr for peer in blocks_map.peers for addr in peer.ways]
+        listen = default_listen((*part.relays, *addrs), lan=mesh.lan)
+        folder = fetch(reference, _own_layers(blocks_map), ends=True)
+        start = time.perf_counter()
+        with boards(serving, identity, listen, part) as (board, server_board):
+            routing = Routing(
+                blocks_map, routes.reroute_timeout, routes.codecs()[-1], routes.hand_head, is_meshed=mesh.finds_peers
+            )
+            with loading_bar(f"loading {reference}") as progress:
+                remote = load_remote(folder, load.options(), routing, board, progress)
+            with serving_beside(serving, remote.model, load, routes.codecs(), server_board):
+                with connecting_table(remote.node) as show:
+                    _connect(remote, reference, show)
+                yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
+                remote.runner.close()
 
 
 def _connect(remote: "RemoteModel", reference: str, show: Callable[[], None] | None) -> None:
@@ -247,17 +248,22 @@ def _own_layers(blocks_map: "BlocksMap | None") -> tuple[int, int]:
     return (own[0].start, own[-1].end) if own else (0, 0)
 
 
-def _identity(routes: RouteFlags, blocks_map: "BlocksMap | None", *, serves: bool) -> "Identity":
-    """Who this node is.
+@contextmanager
+def _identity(routes: RouteFlags, blocks_map: "BlocksMap | None", *, serves: bool) -> "Iterator[Identity]":
+    """Who this node is while it runs.
 
     One that only calls is a stranger where the map has its key's id for a peer: that of a node on the same machine.
     """
     from ..net.identity import Identity
 
-    found = load_key(routes.identity) if serves else load_free_key(routes.identity)
+    if serves:
+        found = load_key(routes.identity)
+        with key_in_use(routes.identity):
+            yield found
+        return
     listed = set() if blocks_map is None else {peer.peer_id.lower() for peer in blocks_map.peers}
-    if serves or str(found.peer_id) not in listed:
-        return found
-    if routes.identity is not None:
-        raise UsageError(f"--identity {routes.identity} is the key of a peer in the map; a caller has another")
-    return Identity.generate()
+    with free_key(routes.identity) as found:
+        is_listed = str(found.peer_id) in listed
+        if is_listed and routes.identity is not None:
+            raise UsageError(f"--identity {routes.identity} is the key of a peer in the map; a caller has another")
+        yield Identity.generate() if is_listed else found

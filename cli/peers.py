@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ..net.discovery import Discovery
 from ..net.mesh_view import MAX_NAMED, offers
 from .map_drawing import draw_bar, short_id
 from .mesh_flags import MeshFlags, default_listen
-from .node_key import load_free_key
+from .node_key import free_key
 from .reporting import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ def peers(mesh: MeshFlags, *, as_json: bool, once: bool) -> int:
     from ..net.switchboard_discovery import SwitchboardDiscovery
 
     looking = mesh if mesh.finds_peers else replace(mesh, lan=True)
-    identity = load_free_key(None) if looking.relay else Identity.generate()
-    part = looking.part(identity.peer_id, is_watching=True)
-    switchboard = ProcessSwitchboard.start(identity, default_listen(part.relays, lan=looking.lan), (), mesh=part)
-    try:
-        return show_peers(SwitchboardDiscovery(switchboard), as_json=as_json, once=once)
-    finally:
-        switchboard.close()
+    with free_key(None) if looking.relay else nullcontext(Identity.generate()) as identity:
+        part = looking.part(identity.peer_id, is_watching=True)
+        switchboard = ProcessSwitchboard.start(identity, default_listen(part.relays, lan=looking.lan), (), mesh=part)
+        try:
+            return show_peers(SwitchboardDiscovery(switchboard), as_json=as_json, once=once)
+        finally:
+            switchboard.close()
 
 
 def show_peers(discovery: Discovery, *, as_json: bool = False, once: bool = False) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import IdentityError, UsageError
 from .folders import network_folder
 from .node_flags import ANYBODY, named_peers, split_addr
 
@@ -73,7 +73,7 @@ class RelayFlags:
         allow = None
         if ANYBODY not in self.allow:
             allow = frozenset(peer for text in self.allow for peer in named_peers(text))
-        network = own if self.network is None else named_peers(self.network, "--network")[0]
+        network = own if self.network is None else _network(self.network)
         return RelayConfig(
             listen=tuple(self.listen),
             allow=allow,
@@ -81,3 +81,13 @@ class RelayFlags:
             max_rate=int(self.rate * MIB),
             revocations=network_folder(network) / REVOCATIONS,
         )
+
+
+def _network(text: str) -> "PeerId":
+    """The network that --network names. Raises UsageError."""
+    from ..net.identity import PeerId
+
+    try:
+        return PeerId.parse(text)
+    except IdentityError as error:
+        raise UsageError(f"--network: {error}") from error
