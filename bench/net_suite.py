@@ -167,7 +167,7 @@ def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
     if "nat" in plan.parts and no_nat:
         rows += no_nat_rows(conditions, KINDS, RTT_S, no_nat)
     elif "nat" in plan.parts:
-        rows += nat_rows(conditions, measure_nat(resolve_model(DEMO), effort.nat, advance), RTT_S)
+        rows += nat_rows(conditions, measure_nat(resolve_model(DEMO), effort.nat, advance, KINDS), RTT_S)
     if "memory" in plan.parts:
         rows += [memory_row(conditions, turn) for turn in measure_memory(resolve_model(DEMO), effort.memory)]
         advance()
