@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,7 @@ from .reporting import EXIT_DONE
 log = logging.getLogger(__name__)
 
 DRAIN_S = 2.0  # that open sessions have to move elsewhere; with the network's own end, a node is gone within 5 s
+STEP_S = 0.5  # beyond that, for a step that still runs; then it is given up, as its caller has long gone elsewhere
 _CODECS = {"exact": (Codec.EXACT,), "int8": (Codec.EXACT, Codec.INT8)}
 
 
@@ -47,7 +50,7 @@ def serve(model: str, layers: str | None, node: NodeFlags, span: SpanFlags) -> i
             loaded, served = _load(model, asked, node, span)
             switchboard = ProcessSwitchboard.start(identity, node.listen, allowed)
         try:
-            with terminate_noted() as terminated:
+            with terminate_noted(lambda: _leave_in_time(switchboard)) as terminated:
                 server = make_server(switchboard, loaded, served, metrics)
                 print(json.dumps(ready(switchboard, served, http)), flush=True)  # the first line on stdout
                 server.run(terminated, DRAIN_S)
@@ -55,6 +58,19 @@ def serve(model: str, layers: str | None, node: NodeFlags, span: SpanFlags) -> i
             switchboard.close()
     log.info("peer=%s is done", identity.peer_id)
     return EXIT_DONE
+
+
+def _leave_in_time(switchboard: Switchboard) -> None:
+    """End this process soon even if the layers compute on: on a slow machine a prompt takes longer than a drain."""
+
+    def leave() -> None:
+        log.warning("peer=%s gives up a step that still runs", switchboard.peer_id)
+        switchboard.close()
+        os._exit(EXIT_DONE)
+
+    timer = threading.Timer(DRAIN_S + STEP_S, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _asked_layers(text: str | None) -> tuple[int, int] | None:

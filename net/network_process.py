@@ -5,6 +5,7 @@ imports QUIC.
 """
 
 import contextlib
+import logging
 import select
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from ..errors import NetworkError
 from .identity import Identity, PeerId
 from .messages import Message
-from .pipe import Dial, Down, Failed, Ready, Record, RecordReader, Start, Stats, Stop, Up, pack_message, pack_order
+from .pipe import Dial, Down, Failed, Log, Ready, Record, RecordReader, Start, Stats, Stop, Up, pack_message, pack_order
 from .switchboard import Event, PeerDown, PeerStats, PeerUp, Received
 from .wire import Part
 
@@ -82,7 +83,8 @@ class ProcessSwitchboard:
         switchboard = cls(identity.peer_id, ours, child)
         digests = None if allow is None else tuple(peer.digest for peer in allow)
         try:
-            switchboard._write(pack_order(Start(identity.seed, tuple(listen), digests, max_datagram_bytes)))
+            level = logging.getLogger(__name__).getEffectiveLevel()
+            switchboard._write(pack_order(Start(identity.seed, tuple(listen), digests, max_datagram_bytes, level)))
             switchboard._await_ready()
         except NetworkError:
             switchboard.close()
@@ -222,6 +224,8 @@ class ProcessSwitchboard:
             }
         elif isinstance(record, Ready):
             self._addrs = record.addrs
+        elif isinstance(record, Log):
+            logging.getLogger(record.logger).log(record.level, "%s", record.text)
         else:
             assert isinstance(record, Failed)
             self._end = record.reason

@@ -5,6 +5,7 @@ digest; everything else is msgpack of a struct below. Both ends are ours and of 
 the same, so that a stray byte is noticed where it is.
 """
 
+import logging
 import struct
 from collections.abc import Iterator
 
@@ -32,6 +33,7 @@ class Start(_Struct, frozen=True):
     listen: tuple[str, ...]
     allow: tuple[bytes, ...] | None
     max_datagram_bytes: int
+    log_level: int = logging.WARNING
 
     def __repr__(self) -> str:
         return f"Start(listen={self.listen!r}, allow={self.allow!r})"  # not the seed
@@ -90,7 +92,15 @@ class Stats(_Struct, frozen=True):
     peers: tuple[Stat, ...]
 
 
-Order = Start | Dial | Stop | Ready | Failed | Up | Down | Stats
+class Log(_Struct, frozen=True):
+    """From the network: a line for the node's log."""
+
+    level: int
+    logger: str
+    text: str
+
+
+Order = Start | Dial | Stop | Ready | Failed | Up | Down | Stats | Log
 Record = tuple[PeerId, Message] | Order
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -10,7 +10,7 @@ from hopformer.errors import NetworkError, WireError
 from hopformer.net import pipe
 from hopformer.net.identity import PeerId
 from hopformer.net.messages import Ask, Codec, Dtype, Goodbye, SessionKey, Step
-from hopformer.net.pipe import Dial, Down, Failed, Ready, Record, RecordReader, Start, Stat, Stats, Stop, Up
+from hopformer.net.pipe import Dial, Down, Failed, Log, Ready, Record, RecordReader, Start, Stat, Stats, Stop, Up
 from hopformer.net.wire import MAX_PAYLOAD_BYTES
 
 PEER = PeerId(bytes(range(22)))
@@ -25,6 +25,7 @@ RECORDS: list[Record] = [
     Up(PEER.digest),
     Down(PEER.digest, "it was shut down"),
     Stats((Stat(PEER.digest, "a:1", 0.5, 1, 2, 3),)),
+    Log(20, "hopformer.net.endpoint", "peer=x: connected"),
     (PEER, Ask()),
     (PEER, STEP),
 ]
