@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MembershipError, NetworkError
-from .admission import Guests
+from .admission import RELAY_MAX_STRANGERS, Guests
 from .announcement import Announcement
 from .authority_files import load_revocations
 from .directory import Directory
@@ -54,7 +54,8 @@ class RelayNode:
         self._metrics = metrics
         self._network = None if config.network is None else Network(config.network)
         self._revocations_at: tuple[int, int] | None = None
-        self.endpoint = Endpoint(identity, Guests(config.allow, self._network), _ignore)
+        guests = Guests(config.allow, self._network, RELAY_MAX_STRANGERS)
+        self.endpoint = Endpoint(identity, guests, _ignore, is_relay=True)
         table = RelayTable(config.max_rate)
         self.desk = RelayDesk(self.endpoint, table, Directory(self._admit), self._network)
         self.endpoint.desk = self.desk
