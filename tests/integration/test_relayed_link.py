@@ -444,7 +444,7 @@ def test_a_relay_never_holds_what_it_passes_on_in_the_clear(tmp_path: Path) -> N
             *("--identity", str(tmp_path / "relay.pem")),
             stdout=asyncio.subprocess.PIPE,
         )
-        stack.callback(contextlib.suppress(ProcessLookupError)(process.kill))
+        stack.callback(lambda: process.returncode is None and process.kill())
         ready = json.loads(await process.stdout.readline())
         anna, bela = opened(stack, Node(hidden=True), Node(hidden=True))
         bela.endpoint.relays.keep(f"{ready['peer_id']}@{ready['addrs'][0]}")
