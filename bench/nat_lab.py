@@ -225,6 +225,10 @@ class NatLab:
             cable.kill()
         for process in (*self._started, *self._cables):
             process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with suppress(OSError):  # what it did not read any more
+                        pipe.close()
         delete(self._namespaces)
         for found in (self._started, self._cables, self._namespaces):
             found.clear()

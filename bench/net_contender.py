@@ -100,19 +100,20 @@ class OurEndpoint(_Ours):
         """See Contender."""
         assert peer is not None
         self._peer = peer
-        self._endpoint = Endpoint(self._identity, None, self._tell, self._datagram_bytes)
-        self._endpoint.listen(LISTEN)
-        self._endpoint.dial(peer, (addr,))
+        self.endpoint = Endpoint(self._identity, None, self._tell, self._datagram_bytes)
+        self.endpoint.listen(LISTEN)
+        self.endpoint.punches = "@" not in addr  # whoever is dialled through a relay stays there
+        self.endpoint.dial(peer, (addr,))
         await self._up
         await asyncio.sleep(_SETTLE_S)
 
     async def close(self) -> None:
         """See Contender."""
-        self._endpoint.close()
+        self.endpoint.close()
 
     def _send(self, message: Message) -> None:
         assert self._peer is not None
-        self._endpoint.send(self._peer, message)
+        self.endpoint.send(self._peer, message)
 
 
 class OurSwitchboard(_Ours):

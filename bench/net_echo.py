@@ -1,7 +1,8 @@
 """The other end of a hop that net_link.py measures, in a process of its own: it answers steps and confirms bulk.
 
-Run as ``python -m hopformer.bench.net_echo KIND DATAGRAM_BYTES``; it prints where it listens as a line of JSON and ends
-when its standard input does.
+Run as ``python -m hopformer.bench.net_echo KIND DATAGRAM_BYTES``, and for hopformer behind it a relay that it is to be
+reached through as well, PEER_ID@HOST:PORT; it prints where it listens as a line of JSON and ends when its standard
+input does.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ ECHO, BULK = 0, 1
 CONFIRMED = b"\1"
 ALPN = "echo"
 LISTEN = ("127.0.0.1:0",)
+REGISTER_S = 10.0
 
 
 def answer(message: Message) -> Message | None:
@@ -66,8 +68,8 @@ def reply(kind: int, body: bytes) -> bytes:
     return frame(kind, body if kind == ECHO else CONFIRMED)
 
 
-async def serve_hopformer(datagram_bytes: int) -> str:
-    """Our endpoint, in this process."""
+async def serve_hopformer(datagram_bytes: int, relay: str | None = None) -> str:
+    """Our endpoint, in this process. At a relay it leaves it to who dials to look for a better way."""
     identity = Identity.generate()
 
     def tell(event: object) -> None:
@@ -76,6 +78,12 @@ async def serve_hopformer(datagram_bytes: int) -> str:
 
     endpoint = Endpoint(identity, None, tell, datagram_bytes)
     endpoint.listen(LISTEN)
+    if relay is not None:
+        endpoint.punches = False
+        endpoint.relays.keep(relay)
+        async with asyncio.timeout(REGISTER_S):
+            while not endpoint.relays.addrs:
+                await asyncio.sleep(0.01)
     return f"{identity.peer_id}@{endpoint.addrs[0]}"
 
 
@@ -142,9 +150,9 @@ KINDS: dict[str, Callable] = {
 }
 
 
-async def main(kind: str, datagram_bytes: int) -> None:
+async def main(kind: str, datagram_bytes: int, *relays: str) -> None:
     """Serve until standard input ends."""
-    where = await KINDS[kind](datagram_bytes)
+    where = await KINDS[kind](datagram_bytes, *relays)
     peer, _, addr = where.partition("@")
     print(json.dumps({"peer": peer, "addr": addr}), flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -157,4 +165,4 @@ def parse(line: str) -> tuple[PeerId | None, str]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))

@@ -73,16 +73,20 @@ class LinkTurn:
 
 def take_hop_turn(line: Line, effort: HopEffort) -> HopTurn:
     """Over loopback. Raises NetworkError: it does not end."""
-    return _run(line, lambda: _hop_turn(line, effort))
+    return run_turn(line.name, lambda: _hop_turn(line, effort))
 
 
 def take_link_turn(line: Line, link: EmulatedLink, effort: LinkEffort) -> LinkTurn:
     """Over an emulated link. Raises NetworkError: it does not end."""
-    return _run(line, lambda: _link_turn(line, link, effort))
+    return run_turn(line.name, lambda: _link_turn(line, link, effort))
 
 
-def _run(line: Line, turn: Callable[[], Awaitable[T]]) -> T:
-    """One turn on a loop of its own, which ends when the connection does, and in any case after TURN_S."""
+def run_turn(name: str, turn: Callable[[], Awaitable[T]]) -> T:
+    """One turn on a loop of its own, which ends when the connection does, and in any case after TURN_S.
+
+    Raises:
+        NetworkError: so it ended.
+    """
 
     async def bounded() -> T:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -102,27 +106,27 @@ def _run(line: Line, turn: Callable[[], Awaitable[T]]) -> T:
                 return await turn()
         except asyncio.CancelledError:
             if broken:
-                raise NetworkError(f"{line.name}: the connection is gone: {broken[0]}") from None
+                raise NetworkError(f"{name}: the connection is gone: {broken[0]}") from None
             raise
         except TimeoutError:
-            raise NetworkError(f"{line.name} has not ended after {TURN_S:.0f} s") from None
+            raise NetworkError(f"{name} has not ended after {TURN_S:.0f} s") from None
 
     return asyncio.run(bounded())
 
 
 async def _hop_turn(line: Line, effort: HopEffort) -> HopTurn:
     async with _opened(line, None) as (contender, pids):
-        await _steps(contender, bytes(ROW_BYTES), WARM_STEPS)
+        await time_steps(contender, bytes(ROW_BYTES), WARM_STEPS)
         steps_s, cpu_s = {}, {}
         for payload_bytes, num_steps in effort.num_steps.items():
             before = _cpu_s(pids)
-            steps_s[payload_bytes] = await _steps(contender, bytes(payload_bytes), num_steps)
+            steps_s[payload_bytes] = await time_steps(contender, bytes(payload_bytes), num_steps)
             cpu_s[payload_bytes] = (_cpu_s(pids) - before) / num_steps
-        bulk = await _bulk(contender, effort.bulk_bytes)
-        passing = asyncio.create_task(_bulk(contender, effort.busy_bulk_bytes))
+        bulk = await time_bulk(contender, effort.bulk_bytes)
+        passing = asyncio.create_task(time_bulk(contender, effort.busy_bulk_bytes))
         busy: list[float] = []
         while not passing.done():
-            busy += await _steps(contender, bytes(ROW_BYTES), 1)
+            busy += await time_steps(contender, bytes(ROW_BYTES), 1)
             await asyncio.sleep(BUSY_PAUSE_S)
         return HopTurn(effort, steps_s, cpu_s, bulk, busy, passing.result())
 
@@ -142,7 +146,7 @@ async def _link_turn(line: Line, link: EmulatedLink, effort: LinkEffort) -> Link
             steps: list[float] = []
             until = time.perf_counter() + effort.steps_s
             while time.perf_counter() < until:
-                steps += await _steps(contender, bytes(ROW_BYTES), 1)
+                steps += await time_steps(contender, bytes(ROW_BYTES), 1)
             until = time.perf_counter() + effort.bulk_s
             senders.extend(asyncio.create_task(send_on(until)) for _ in range(LINK_CHUNKS_UNDER_WAY))
             await asyncio.sleep(effort.bulk_s)
@@ -157,10 +161,10 @@ async def _link_turn(line: Line, link: EmulatedLink, effort: LinkEffort) -> Link
 async def _opened(line: Line, link: EmulatedLink | None) -> AsyncIterator[tuple[Contender, list[int]]]:
     """A contender that is connected, and the processes of its hop besides this one."""
     async with AsyncExitStack() as stack:
-        server, told = await _spawn(stack, "net_echo", line.kind, str(line.datagram_bytes))
+        server, told = await spawn(stack, "net_echo", line.kind, str(line.datagram_bytes))
         peer, addr = parse(told)
         if link is not None:
-            _, told = await _spawn(stack, "net_emulator", addr, link.to_text())
+            _, told = await spawn(stack, "net_emulator", addr, link.to_text())
             addr = told.strip()
         contender = line.make(line.datagram_bytes)
         await contender.open(peer, addr)
@@ -168,7 +172,7 @@ async def _opened(line: Line, link: EmulatedLink | None) -> AsyncIterator[tuple[
         yield contender, [server.pid, *contender.pids()]
 
 
-async def _spawn(stack: AsyncExitStack, module: str, *arguments: str) -> tuple[asyncio.subprocess.Process, str]:
+async def spawn(stack: AsyncExitStack, module: str, *arguments: str) -> tuple[asyncio.subprocess.Process, str]:
     """A process of ours, which ends when its standard input does, and the line that it prints first."""
     pipe = asyncio.subprocess.PIPE
     command = [sys.executable, "-P", "-m", f"hopformer.bench.{module}", *arguments]
@@ -191,7 +195,7 @@ async def _spawn(stack: AsyncExitStack, module: str, *arguments: str) -> tuple[a
     return process, told
 
 
-async def _steps(contender: Contender, rows: bytes, count: int) -> list[float]:
+async def time_steps(contender: Contender, rows: bytes, count: int) -> list[float]:
     """Seconds of each round trip."""
     seconds = []
     for _ in range(count):
@@ -201,7 +205,7 @@ async def _steps(contender: Contender, rows: bytes, count: int) -> list[float]:
     return seconds
 
 
-async def _bulk(contender: Contender, num_bytes: int) -> float:
+async def time_bulk(contender: Contender, num_bytes: int) -> float:
     """Bytes a second."""
     left = iter(range(0, num_bytes, CHUNK_BYTES))
 

@@ -1,11 +1,13 @@
-"""`hopformer bench net`: one hop beside aioquic's own API and TCP with TLS, the same over emulated links, and a model's
-decode over several hops beside the same model on one machine. All of it on 127.0.0.1.
+"""`hopformer bench net`: one hop beside aioquic's own API and TCP with TLS, the same over emulated links, a model's
+decode over several hops beside the same model on one machine, and what relays and NATs cost. All of it on this machine.
 
 Everybody takes a turn in every round, in an order that moves on by one; nothing else of the run computes meanwhile.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -21,10 +23,15 @@ from .net_decode import CODECS, LOCAL, DecodeEffort, decode_over_hops
 from .net_emulator import EmulatedLink
 from .net_hop import HopEffort, HopTurn, LinkEffort, LinkTurn, take_hop_turn, take_link_turn
 from .net_link import LINES, PATH_LINES, Line
+from .net_nat import KINDS, RTT_S, NatEffort, measure_nat
+from .net_relay import SIZES, RelayEffort, RelayTurn, relay_running, take_change, take_dials, take_relay_turn
+from .net_relay_rows import DIRECT, RELAYED, change_row, dial_rows, nat_rows, no_nat_rows, relay_rows
 from .net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row
 from .net_wire_error import wire_error
+from .netns import missing
 
 KIB, MIB = 1 << 10, 1 << 20
+PARTS = ("hop", "decode", "links", "relay", "nat")
 DTYPE = "bfloat16"  # of the demo model
 LINKS = (
     EmulatedLink(0.020),
@@ -40,7 +47,7 @@ Progress = Callable[[int, int], None]  # parts done, parts in all
 
 @dataclass(frozen=True, slots=True)
 class NetEffort:
-    """How much is measured. This one takes two to three minutes on two cores."""
+    """How much is measured. This one takes six minutes on two cores, of which NATs are three."""
 
     hop: HopEffort = field(
         default_factory=lambda: HopEffort(
@@ -51,6 +58,12 @@ class NetEffort:
     link: LinkEffort = field(default_factory=lambda: LinkEffort(steps_s=1.5, bulk_s=2.0))
     links: tuple[EmulatedLink, ...] = LINKS
     decode: DecodeEffort = field(default_factory=lambda: DecodeEffort(prompt_tokens=64, decode_tokens=24, rounds=3))
+    relay: RelayEffort = field(
+        default_factory=lambda: RelayEffort(
+            {8 * KIB: 150, 16 * KIB: 75, 64 * KIB: 25}, bulk_bytes=16 * MIB, rounds=3, num_dials=9, num_changes=5
+        )
+    )
+    nat: NatEffort = field(default_factory=lambda: NatEffort(num_dials=3, wait_s=8.0, num_tokens=3))
 
 
 QUICK = NetEffort(
@@ -59,6 +72,8 @@ QUICK = NetEffort(
     LinkEffort(steps_s=1.0, bulk_s=1.5),
     LINKS[1:2],
     DecodeEffort(prompt_tokens=64, decode_tokens=12, rounds=3),
+    RelayEffort({8 * KIB: 60, 16 * KIB: 30, 64 * KIB: 12}, bulk_bytes=8 * MIB, rounds=1, num_dials=3, num_changes=2),
+    NatEffort(num_dials=1, wait_s=6.0, num_tokens=1),
 )
 
 
@@ -70,6 +85,7 @@ class NetPlan:
         hops: over how many the model is to be computed.
         num_threads: of each of its nodes, and of the model beside them.
         has_links: whether to measure over emulated links.
+        parts: of PARTS, those to measure.
     """
 
     hops: tuple[int, ...] = (1, 2, 4)
@@ -78,6 +94,7 @@ class NetPlan:
     is_quick: bool = False
     lines: tuple[Line, ...] = LINES
     effort: NetEffort | None = None
+    parts: tuple[str, ...] = PARTS
 
     def check(self) -> None:
         """Refuse what cannot be measured.
@@ -85,6 +102,9 @@ class NetPlan:
         Raises:
             UsageError: a number is out of range, or named twice.
         """
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown:
+            raise UsageError(f"--only has {unknown[0]!r}; the parts are {', '.join(PARTS)}")
         most = load_config(resolve_model(DEMO)).num_layers
         for hops in self.hops:
             if not 1 <= hops <= most:
@@ -96,7 +116,7 @@ class NetPlan:
 
 
 def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
-    """Carry out ``plan``: one hop, decode over hops, what rounding does, links.
+    """Carry out ``plan``: one hop, decode over hops, what rounding does, links, relays, NATs.
 
     Raises:
         HopformerError: a contender or a node does not start or does not end.
@@ -104,8 +124,17 @@ def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
     """
     plan.check()
     effort = plan.effort or (QUICK if plan.is_quick else NetEffort())
-    links = effort.links if plan.has_links else ()
-    total = effort.hop_rounds * len(plan.lines) + 2 * len(plan.hops) + len(links) * len(PATH_LINES)
+    links = effort.links if plan.has_links and "links" in plan.parts else ()
+    hops = plan.hops if "decode" in plan.parts else ()
+    no_nat = missing()
+    num_steps = {
+        "hop": effort.hop_rounds * len(plan.lines),
+        "decode": 2 * len(hops),
+        "links": len(links) * len(PATH_LINES),
+        "relay": effort.relay.rounds + 1 + effort.relay.num_changes,
+        "nat": 0 if no_nat else len(KINDS),
+    }
+    total = sum(num_steps[part] for part in plan.parts)
     steps = iter(range(1, total + 1))
 
     def advance() -> None:
@@ -120,16 +149,42 @@ def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
         plan.num_threads,
         plan.is_quick,
     )
-    rows = _hops(conditions, plan.lines, effort, advance)
-    for num_hops in plan.hops:
+    rows = _hops(conditions, plan.lines, effort, advance) if "hop" in plan.parts else []
+    for num_hops in hops:
         rows += _decode(conditions, num_hops, effort.decode)
         advance()
-    for num_hops in plan.hops:
+    for num_hops in hops:
         rows.append(_codec(conditions, num_hops))
         advance()
     for number, link in enumerate(links):
         rows += _link(conditions, link, effort.link, number, advance)
+    if "relay" in plan.parts:
+        rows += _relay(conditions, effort.relay, advance)
+    if "nat" in plan.parts and no_nat:
+        rows += no_nat_rows(conditions, KINDS, RTT_S, no_nat)
+    elif "nat" in plan.parts:
+        rows += nat_rows(conditions, measure_nat(resolve_model(DEMO), effort.nat, advance), RTT_S)
     return rows
+
+
+def _relay(conditions: NetConditions, effort: RelayEffort, advance: Callable[[], None]) -> list[NetRow]:
+    """One relay for all turns, so that its memory is seen to stay as it is."""
+    keys = [(name, size) for size in SIZES for name in (DIRECT, RELAYED)]
+    turns: dict[tuple[str, int], list[RelayTurn]] = {key: [] for key in keys}
+    with tempfile.TemporaryDirectory(prefix="hopformer-bench-") as scratch, relay_running(Path(scratch)) as relay:
+        for number in range(effort.rounds):
+            first = number % len(keys)
+            for name, size in keys[first:] + keys[:first]:
+                turns[name, size].append(take_relay_turn(relay if name == RELAYED else None, size, effort))
+            advance()
+        dials = take_dials(relay, effort.num_dials)
+        advance()
+        changes = []
+        for _ in range(effort.num_changes):
+            changes.append(take_change(relay))
+            advance()
+    rows = relay_rows(conditions, effort, turns)
+    return [*rows, *dial_rows(conditions, dials), change_row(conditions, changes, SIZES[0])]
 
 
 def _hops(

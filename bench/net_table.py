@@ -33,6 +33,11 @@ def make_tables(rows: Sequence[JsonRow]) -> list[NetTable]:
         "decode": _decode,
         "codec": _codec,
         "link": _links,
+        "relay_step": _relay_steps,
+        "relay_bulk": _relay_bulk,
+        "dial": _dials,
+        "change": _changes,
+        "nat": _nats,
     }
     found = {name: [row for row in rows if row["measures"] == name] for name in makers}
     return [make(found[name]) for name, make in makers.items() if found[name]]
@@ -166,6 +171,91 @@ def _links(rows: Sequence[JsonRow]) -> NetTable:
         ("", "8 KiB, ms", "cubic's", "MiB/s", "cubic's", "ours"),
         tuple(lines),
         "p50 / p99 there and back; bulk of the first seconds; datagrams of 1452",
+    )
+
+
+def _relay_steps(rows: Sequence[JsonRow]) -> NetTable:
+    sizes = sorted({row["payload_bytes"] for row in rows})
+    lines = []
+    for name in dict.fromkeys(row["runs"] for row in rows):
+        own = {row["payload_bytes"]: row for row in rows if row["runs"] == name}
+        times = (f"{_ms(own[size]['p50_us'])} / {_ms(own[size]['p99_us'])}" for size in sizes)
+        added = (row["added_us"] for row in (own[size] for size in sizes))
+        lines.append((name, *times, *("" if one is None else _ms(one) for one in added)))
+    return NetTable(
+        "One hop beside one through a relay, there and back, ms",
+        ("", *map(size_text, sizes), *(f"added, {size_text(size)}" for size in sizes)),
+        tuple(lines),
+        "p50 / p99 by payload; added: to the p50 of the direct hop in the same round",
+    )
+
+
+def _relay_bulk(rows: Sequence[JsonRow]) -> NetTable:
+    lines = []
+    for row in rows:
+        figures = ("", "", "", "")
+        if row["percent_of_direct"] is not None:
+            memory = f"{row['relay_mib_before']:.1f} to {row['relay_mib_after']:.1f}"
+            figures = (
+                f"{row['percent_of_direct']:.0f}%",
+                f"{row['num_datagrams']:,}",
+                f"{row['relay_cpu_us']:.1f}",
+                memory,
+            )
+        lines.append((row["runs"], f"{row['mib_per_s']:.1f}", *figures))
+    return NetTable(
+        f"The same, {size_text(rows[0]['bulk_bytes'])} one way",
+        ("", "MiB/s", "of direct", "datagrams", "relay's CPU each, us", "its memory, MiB"),
+        tuple(lines),
+        "memory: resident, before the first round and after the last",
+    )
+
+
+def _dials(rows: Sequence[JsonRow]) -> NetTable:
+    names = {"address": "by address", "id, cold": "by id, its relay dialled too", "id": "by id, at the relay already"}
+    return NetTable(
+        "Until a peer is connected, on loopback, ms",
+        ("", "p50", "longest"),
+        tuple((names[row["runs"]], f"{row['p50_ms']:.1f}", f"{row['longest_ms']:.1f}") for row in rows),
+        f"of {rows[0]['rounds']} dials each, in turns",
+    )
+
+
+def _changes(rows: Sequence[JsonRow]) -> NetTable:
+    lines = (
+        (
+            row["runs"],
+            f"{row['before_p50_ms']:.2f}",
+            f"{row['after_p50_ms']:.2f}",
+            f"{row['found_ms']:.1f}",
+            f"{row['longest_ms']:.1f}",
+        )
+        for row in rows
+    )
+    return NetTable(
+        f"A way that changes under steps of {size_text(rows[0]['payload_bytes'])}, ms",
+        ("", "step before", "behind it", "found after", "longest step"),
+        tuple(lines),
+        f"p50; longest: of all {rows[0]['rounds']} changes, until half a second behind; datagrams of at least 1200",
+    )
+
+
+def _nats(rows: Sequence[JsonRow]) -> NetTable:
+    lines = []
+    for row in rows:
+        if row["note"]:
+            lines.append((f"{row['nat']}: {row['note']}", "", "", "", ""))
+            continue
+        straight = "stays relayed" if row["straight_ms"] is None else f"{row['straight_ms']:.0f}"
+        token = "" if row["first_token_ms"] is None else f"{row['first_token_ms']:.0f}"
+        found = f"{row['num_straight']} of {row['rounds']}"
+        lines.append((f"{row['nat']}, {row['runs']}", f"{row['connected_ms']:.0f}", straight, found, token))
+    return NetTable(
+        f"By id through two NATs of a kind, {rows[0]['rtt_ms']:.0f} ms apart, ms",
+        ("", "connected", "straight", "found", "first token"),
+        tuple(lines),
+        "medians from the dial on, at the relay already; token: of demo, whose layers are all at the far end, to a "
+        "caller that has loaded the rest and dials the relay too",
     )
 
 

@@ -5,8 +5,10 @@ would launch: the same configurations, the same specialisation of arguments, the
 assembler that Triton's wheel brings along.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -18,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 _UNLIMITED = 1 << 30  # bytes of shared memory and threads: whether a kernel fits is for the reader of its code to say
+_launches: ContextVar[Counter[str] | None] = ContextVar("launches of the offline driver", default=None)
 _devices = count()  # JIT caches are per device number, and one number must never stand for two targets
 
 
@@ -84,13 +87,26 @@ class OfflineDriver(DriverBase):
 
 
 class _Launcher:
-    """Launches nothing."""
+    """Launches nothing, and says so to whoever counts."""
 
     def __init__(self, src: Any, metadata: Any) -> None:
-        pass
+        self._name = src.fn.__name__
 
     def __call__(self, *arguments: Any) -> None:
-        pass
+        counts = _launches.get()
+        if counts is not None:
+            counts[self._name] += 1
+
+
+@contextmanager
+def counting_launches() -> Iterator[Counter[str]]:
+    """How often each kernel is launched inside the block, by name; the block is one of `compiling_for`."""
+    counts: Counter[str] = Counter()
+    token = _launches.set(counts)
+    try:
+        yield counts
+    finally:
+        _launches.reset(token)
 
 
 @contextmanager

@@ -104,6 +104,9 @@ class NetFlags:
     links: Annotated[
         Literal["yes", "no"], typer.Option(help="Whether to measure over emulated links: delay, loss, reordering.")
     ] = "yes"
+    only: Annotated[
+        str | None, typer.Option(metavar="PARTS", help="Parts to measure, separated by commas.", show_default="all")
+    ] = None
     threads: Annotated[int, typer.Option(metavar="N", help="CPU threads of each node, and of the model here.")] = 1
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, one round and one link.")] = False
 
@@ -194,17 +197,20 @@ def kernels(names: KernelNames = None, *, flags: KernelFlags, rows: RowFlags) ->
 
 @command(bench_app)
 def net(*, flags: NetFlags, rows: RowFlags) -> int:
-    """One hop beside aioquic's own API and TCP with TLS, the same over emulated links, and decode over several hops.
+    """One hop beside aioquic's own API and TCP with TLS, over emulated links and a relay; decode over several hops.
 
-    Everything is on 127.0.0.1 and needs no rights. It takes two to three minutes on two cores; with --quick, one.
+    Everything is on this machine. Parts of it: hop, decode, links, relay and nat, which dials through NATs of network
+    namespaces and needs root. It takes six minutes on two cores; with --quick, three.
     """
-    from ..bench.net_suite import NetPlan, bench_net
+    from ..bench.net_suite import PARTS, NetPlan, bench_net
     from ..bench.net_table import describe, rich_tables
     from .interrupts import terminate_unwinds
     from .options import parse_ids
     from .progress import loading_bar
 
-    plan = NetPlan(parse_ids(flags.hops, "--hops"), flags.threads, flags.links == "yes", flags.quick)
+    parts = PARTS if flags.only is None else tuple(dict.fromkeys(name.strip() for name in flags.only.split(",")))
+    hops = parse_ids(flags.hops, "--hops")
+    plan = NetPlan(hops, flags.threads, flags.links == "yes", flags.quick, parts=parts)
     with terminate_unwinds(), loading_bar("measuring the network") as progress:
         measured = [row.as_json() for row in bench_net(plan, progress)]
     as_json = json.dumps(measured, indent=1)

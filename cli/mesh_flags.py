@@ -34,6 +34,15 @@ class MeshFlags:
         bool,
         typer.Option("--lan", help="Find peers on the local network, and be found there.", rich_help_panel=_NETWORK),
     ] = False
+    ice: Annotated[
+        bool,
+        typer.Option(
+            "--ice",
+            help="Look for paths past a relay by ICE too, as WebRTC does, and not only as hopformer does by itself: "
+            "where that finds none, and for peers that speak ICE. Both ends have to be asked to.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = False
     join: JoinOption = None
 
     @property
@@ -67,6 +76,7 @@ class MeshFlags:
             lan=() if self.lan else None,
             network=None if token is None else token.network,
             membership=b"" if token is None else token.membership(own),
+            ice=self.ice,
         )
 
 

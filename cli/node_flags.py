@@ -81,17 +81,28 @@ class SpanFlags:
             rich_help_panel=_MODEL,
         ),
     ] = None
+    head: Annotated[
+        bool,
+        typer.Option(
+            "--head",
+            help="Load norm and head too, and draw tokens for callers that pass --hand-head; for a span that ends with "
+            "the last layer.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
 
     def check(self, *, is_auto: bool) -> None:
         """Refuse what cannot mean anything.
 
         Raises:
-            UsageError: a value is out of its range, or belongs to --layers auto alone.
+            UsageError: a value is out of its range, belongs to --layers auto alone, or does not go with it.
         """
         if self.memory is not None and not is_auto:
             raise UsageError("--memory changes nothing where the layers are given; pass --layers auto, or drop it")
         if self.memory is not None and not 0 < self.memory <= 1 << 20:
             raise UsageError(f"--memory is {self.memory:g}; it must be above 0 GiB, and at most a million")
+        if self.head and is_auto:
+            raise UsageError("--head belongs to the last layers, and --layers auto may choose others; say which layers")
 
     def options(self) -> "LoadOptions":
         """The same for llama/load_span.py."""
@@ -104,6 +115,7 @@ class SpanFlags:
             kv_dtype=self.kv_dtype,
             quantize=self.quantize,
             batch_invariant=self.batch_invariant,
+            head=self.head,
         )
 
 

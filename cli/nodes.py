@@ -215,7 +215,8 @@ def _open_remote(
         folder = fetch(reference, _own_layers(blocks_map), ends=True)
         start = time.perf_counter()
         with boards(serving, identity, listen, part) as (board, server_board):
-            routing = Routing(blocks_map, routes.reroute_timeout, routes.codecs()[-1], mesh.finds_peers)
+            codec = routes.codecs()[-1]
+            routing = Routing(blocks_map, routes.reroute_timeout, codec, routes.hand_head, is_meshed=mesh.finds_peers)
             with loading_bar(f"loading {reference}") as progress:
                 remote = load_remote(folder, load.options(), routing, board, progress)
             with serving_beside(serving, remote.model, load, routes.codecs(), server_board):

@@ -54,6 +54,16 @@ class RouteFlags:
         ),
     ] = "exact"
 
+    hand_head: Annotated[
+        bool,
+        typer.Option(
+            "--hand-head",
+            help="Let the last hop draw the tokens, which needs a peer that serves with --head: this node loads no "
+            "head then, and that hop sees which tokens are drawn.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = False
+
     def codecs(self) -> "tuple[Codec, ...]":
         """How activations may be packed, the one to ask for last."""
         from ..net.messages import Codec
@@ -74,6 +84,8 @@ class RouteFlags:
         """
         if not 0 < self.reroute_timeout <= 86400:
             raise UsageError(f"--reroute-timeout is {self.reroute_timeout:g}; it must be above 0, and at most a day")
+        if self.hand_head and self.blocks_map is None:
+            raise UsageError("--hand-head changes nothing where all layers run here; pass --blocks-map too")
         idle = "--identity" if self.identity is not None else "--wire-dtype" if self.wire_dtype != "exact" else None
         if idle is not None and self.blocks_map is None and not has_peers:
             raise UsageError(

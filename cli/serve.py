@@ -68,7 +68,8 @@ def serve(model: str, layers: str | None, node: NodeFlags, mesh: MeshFlags, span
 def make_server(switchboard: Switchboard, loaded: LoadedSpan, served: ServedSpan, metrics: NodeMetrics) -> SpanServer:
     """A server of layers that are loaded, which nobody has let run yet."""
     pool = loaded.runner.sequences.pool
-    return SpanServer(switchboard, loaded.runner, HopSessions(served, pool.num_pages, pool.page_size), metrics)
+    sessions = HopSessions(served, pool.num_pages, pool.page_size)
+    return SpanServer(switchboard, loaded.runner, sessions, metrics, loaded.head)
 
 
 def ready(switchboard: MeshSwitchboard, served: ServedSpan, http: str | None) -> dict[str, Any]:

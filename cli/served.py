@@ -25,7 +25,7 @@ def load_served(
     Raises:
         HopformerError: they cannot be fetched or loaded.
     """
-    folder = fetch(model, asked)
+    folder = fetch(model, asked, ends=span.head)
     start, end = find_layers(asked, load_config(folder))
     with loading_bar(f"loading layers {start}:{end} of {model}") as progress:
         loaded = load_span(folder, (start, end), span.options(), progress)
@@ -46,6 +46,7 @@ def announced(name: str, folder: Path, loaded: LoadedSpan, codecs: Sequence[Code
         codecs=tuple(codecs),
         max_tokens=loaded.max_context,
         version=__version__,
+        vocab_size=loaded.config.vocab_size if loaded.head is not None else 0,
     )
 
 

@@ -169,7 +169,7 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     acc = tl.zeros([BLOCK_D, BLOCK_M] if TRANSPOSED else [BLOCK_M, BLOCK_D], tl.float32)
     first_key = 0
     if WINDOW > 0:
-        first_key = tl.maximum(context + first_query + 1 - WINDOW, 0)
+        first_key = tl.maximum(context + tl.maximum(first_query, 0) + 1 - WINDOW, 0)
         start = tl.maximum(start, first_key // BLOCK_N * BLOCK_N)
     for tile_start in range(start, end, BLOCK_N):
         m, l, acc = attend_tile(  # noqa: E741

@@ -140,10 +140,12 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
     # past some rows' position
     end = tl.minimum(seq_len, context + first_query + BLOCK_Q)
     diagonal = tl.maximum(context + first_query + 1, 0) // BLOCK_N * BLOCK_N
+    first_key = 0
     start = 0
     open_start = 0
     if WINDOW > 0:
-        start = tl.maximum(context + first_query - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+        first_key = tl.maximum(context + first_query - WINDOW + 1, 0)
+        start = first_key // BLOCK_N * BLOCK_N
         last_start = tl.maximum(context + first_query + BLOCK_Q - WINDOW, 0)
         open_start = (last_start + BLOCK_N - 1) // BLOCK_N * BLOCK_N
         diagonal = tl.maximum(diagonal, start)
@@ -164,7 +166,7 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
                     l,
                     acc,
                     tile_start,
-                    0,
+                    first_key,
                     end,
                     position,
                     k_pages,

@@ -65,6 +65,11 @@ class SequenceWork:
     slots: torch.Tensor | None
     tiles: tuple[Tile, ...]
 
+    @property
+    def fills_tiles(self) -> bool:
+        """Whether it has queries for one whole tile at least."""
+        return bool(self.tiles) and self.tiles[0].row_end - self.tiles[0].row_start == TILE_ROWS
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:

@@ -46,6 +46,7 @@ class LoadOptions:
         quantize: of the projections: "none", "int8" or "int4"; they are rounded while they are read.
         cuda_graphs: whether decode steps are captured in CUDA graphs; changes nothing on a CPU.
         batch_invariant: see SpanRunner; of a span that is served.
+        head: whether a span that is served has norm and head with it.
     """
 
     device: str = "auto"
@@ -56,6 +57,7 @@ class LoadOptions:
     cuda_graphs: bool = True
     quantize: str = "none"
     batch_invariant: bool = False
+    head: bool = False
 
 
 @dataclass(frozen=True, slots=True)

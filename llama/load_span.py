@@ -22,7 +22,7 @@ from .load import (
     find_weight_bits,
     free_memory,
 )
-from .model import Model, Span
+from .model import Head, Model, Span
 from .pages import PagePool
 from .runner import SpanRunner
 from .sequences import SequenceTable
@@ -39,12 +39,14 @@ class LoadedSpan:
     Attributes:
         max_context: tokens that a sequence may have.
         dtype: of the activations.
+        head: norm and head, where they were asked for.
     """
 
     config: ModelConfig
     runner: SpanRunner
     max_context: int
     dtype: torch.dtype
+    head: Head | None = None
 
 
 def find_layers(asked: tuple[int, int] | None, config: ModelConfig) -> tuple[int, int]:
@@ -84,10 +86,12 @@ def load_span(
     kv_dtype = find_kv_dtype(options.kv_dtype, dtype, device)
     max_context = find_max_context(options.max_context, config)
     placement = Placement(device, dtype, max_context, find_weight_bits(options.quantize))
-    model = load_model(folder, config, ModelPart(start, end, embed=False, head=False), placement, progress)
+    if options.head and end != config.num_layers:
+        raise UsageError(f"--head is for a span that ends with the last layer, {config.num_layers}, and not with {end}")
+    model = load_model(folder, config, ModelPart(start, end, embed=False, head=options.head), placement, progress)
     log.info("model=%s layers=%s:%s device=%s dtype=%s context=%s", folder, start, end, device, dtype, max_context)
     runner = _with_pages(model, kv_dtype, max_context, options.batch_invariant)
-    return LoadedSpan(config, runner, max_context, dtype)
+    return LoadedSpan(config, runner, max_context, dtype, model.head)
 
 
 def share_span(loaded: LoadedModel, layers: tuple[int, int], options: LoadOptions) -> LoadedSpan:

@@ -8,9 +8,9 @@ between two spans, answers who asks that it serves no layers.
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import HopformerError, NetworkError
 from ..llama.load_span import LoadedSpan
@@ -56,6 +56,7 @@ class AutoNode:
     Args:
         auto: its place.
         ready: is called whenever layers are served that were not before.
+        loader: runs what loads; one thing at a time.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class AutoNode:
         auto: AutoSpan,
         metrics: NodeMetrics,
         ready: Callable[[ServedSpan], None],
+        loader: Executor | None = None,
     ) -> None:
         self.auto = auto
         self._switchboard = switchboard
@@ -79,7 +81,7 @@ class AutoNode:
         self._loading: Future[tuple[LoadedSpan, ServedSpan, float]] | None = None
         self._drain_until: float | None = None
         self._connected: set[PeerId] = set()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loader = loader or ThreadPoolExecutor(1, thread_name_prefix="load")
 
     @property
     def served(self) -> ServedSpan | None:
@@ -109,6 +111,8 @@ class AutoNode:
         self._look_after_drain(now)
         deadline = self.auto.next_deadline()
         if deadline is not None and now >= deadline:
+            if self._server is not None and self._server.sessions.load.layer_us:
+                self.auto.measured(self._server.sessions.load.layer_us / 1e6)
             self.auto.handle_deadline(self._mesh(), now)
         for output in self.auto.take_outputs():
             self._carry_out(output, now)
@@ -139,7 +143,7 @@ class AutoNode:
         model = self._model
         entries = self._directory.matching(model.fingerprint, model.num_layers)
         nodes = [_node(one.announcement) for one in entries if one.announcement.layers is not None]
-        own = self.auto.own
+        own = replace(self.auto.own, layer_s=round(self.auto.own.layer_s * 1e6) / 1e6)  # as others see it
         return Mesh(model.num_layers, [*(one for one in nodes if one.peer != own.peer), own])
 
     def _carry_out(self, output: Output, now: float) -> None:

@@ -4,14 +4,14 @@ is peer_table.py's to say, and what to send caller_session.py's.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from .caller_mesh import CallerMesh
 from .caller_session import CallerSession, StepOut, Terms
 from .identity import PeerId
 from .layer_range import LayerRange
-from .messages import Ask, Goodbye, Message, Open, Serving, SessionKey, Step
+from .messages import Ask, Drawn, Goodbye, Message, Open, Serving, SessionKey, Step, ToLastHop
 from .peer_table import PeerTable
 from .row_layout import Payload, RowLayout
 from .switchboard import Event, Heard, PeerDown, PeerUp, Received, Switchboard, Vanished
@@ -29,13 +29,26 @@ class RowSource(Protocol):
         ...
 
 
+class Drawer(Protocol):
+    """What a last hop must be told that draws tokens."""
+
+    def opened(self) -> None:
+        """A hop begins anew, and may know nothing."""
+        ...
+
+    def words(self, key: SessionKey, step: int, stop: int) -> list[ToLastHop]:
+        """Of the step with this number, whose last token is at ``stop - 1``."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class _Line:
-    """A session, where its rows come from, and where those go that arrive."""
+    """A session, where its rows come from, where what arrives goes, and what the last hop draws, if it does."""
 
     session: CallerSession
     source: RowSource
-    sink: Callable[[Step], None]
+    sink: Callable[[Step | Drawn], None]
+    drawer: Drawer | None
 
 
 class CallerNode:
@@ -43,6 +56,7 @@ class CallerNode:
 
     Args:
         first_number: of a session; it differs from run to run, so that hops never take one for another.
+        vocab_size: ids of tokens that are drawn elsewhere are below it.
         mesh: where peers are found that no map lists.
     """
 
@@ -52,23 +66,34 @@ class CallerNode:
         peers: PeerTable,
         layout: RowLayout,
         first_number: int,
+        vocab_size: int = 0,
         mesh: CallerMesh | None = None,
     ) -> None:
         self.switchboard = switchboard
         self.peers = peers
         self.mesh = mesh
         self._layout = layout
+        self._vocab_size = vocab_size
         self._next_number = first_number
         self._lines: dict[int, _Line] = {}
 
     def open_session(
-        self, layers: LayerRange, terms: Terms, source: RowSource, sink: Callable[[Step], None]
+        self,
+        layers: LayerRange,
+        terms: Terms,
+        source: RowSource,
+        sink: Callable[[Step | Drawn], None],
+        drawer: Drawer | None = None,
     ) -> CallerSession:
-        """A session for ``layers``, which opens at its hops when its first step is computed."""
+        """A session for ``layers``, which opens at its hops when its first step is computed.
+
+        With a ``drawer`` the last hop draws tokens, and ``sink`` gets those instead of rows.
+        """
+        terms = replace(terms, is_drawn=drawer is not None)
         key = SessionKey(self.switchboard.peer_id, self._next_number)
         self._next_number += 1
         session = CallerSession(key, layers, terms, self.peers)
-        self._lines[key.number] = _Line(session, source, sink)
+        self._lines[key.number] = _Line(session, source, sink, drawer)
         return session
 
     def close_session(self, session: CallerSession) -> None:
@@ -140,7 +165,7 @@ class CallerNode:
             line = self._lines.get(message.session.number)
             if line is None:
                 return  # a session that is over
-            if isinstance(message, Step) and not self._is_sound(message):
+            if isinstance(message, Step | Drawn) and not self._is_sound(message):
                 self.peers.failed(peer, "its rows are not those that were agreed on", now)
                 line.session.lost(peer, now)
                 return
@@ -148,8 +173,11 @@ class CallerNode:
             if rows is not None:
                 line.sink(rows)
 
-    def _is_sound(self, rows: Step) -> bool:
-        """Whether a payload has the rows that it should."""
+    def _is_sound(self, rows: Step | Drawn) -> bool:
+        """Whether a payload has the rows that it should, and tokens are the model's."""
+        if isinstance(rows, Drawn):
+            ids = [token_id for one in rows.tokens for token_id in (one.token_id, *(pair[0] for pair in one.logprobs))]
+            return all(token_id < self._vocab_size for token_id in ids)
         layout = self._layout
         agrees = (rows.dtype, rows.codec, rows.width) == (layout.dtype, layout.codec, layout.width)
         return agrees and len(rows.payload) == layout.num_bytes(rows.num_wanted)
@@ -159,9 +187,16 @@ class CallerNode:
         for peer, out in line.session.take_outbox():
             if isinstance(out, StepOut):
                 payload = line.source.payload(out.position, out.position + out.num_tokens)
+                is_drawn = line.drawer is not None and out.num_wanted > 0
+                if line.drawer is not None and is_drawn and line.session.route:
+                    words = line.drawer.words(key, out.step, out.position + out.num_tokens)
+                    self.switchboard.send_all((line.session.route[-1].peer, word) for word in words)
                 numbers = out.step, out.position, out.num_tokens, out.num_wanted, out.is_replay
-                self.switchboard.send(peer, Step(key, *numbers, layout.dtype, layout.codec, layout.width, payload))
+                kinds = layout.dtype, layout.codec, layout.width
+                self.switchboard.send(peer, Step(key, *numbers, *kinds, payload, is_drawn))
             else:
                 if isinstance(out, Open):
+                    if line.drawer is not None:
+                        line.drawer.opened()
                     log.info("peer=%s session=%s opens layers=%s:%s", peer, key.number, out.start, out.end)
                 self.switchboard.send(peer, out)

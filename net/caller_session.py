@@ -25,6 +25,7 @@ from .messages import (
     Close,
     Codec,
     Done,
+    Drawn,
     Dtype,
     Lease,
     Message,
@@ -47,7 +48,10 @@ _FORGOTTEN = (Reason.UNKNOWN_SESSION, Reason.EVICTED)  # the peer is well, only 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a session asks of every hop, see Open; and how long nobody may be found for a lost one."""
+    """What a session asks of every hop, see Open; and how long nobody may be found for a lost one.
+
+    ``is_drawn``: the last hop draws tokens, and sends them in place of the rows that are wanted.
+    """
 
     fingerprint: bytes
     dtype: Dtype
@@ -55,6 +59,7 @@ class Terms:
     max_tokens: int
     lease_s: int
     reroute_timeout_s: float
+    is_drawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +131,8 @@ class CallerSession:
             self._lost_at = None
         return end
 
-    def received(self, peer: PeerId, message: Message, now: float) -> Step | None:
-        """Take a message of this session; returns the rows that arrived, if they were waited for."""
+    def received(self, peer: PeerId, message: Message, now: float) -> Step | Drawn | None:
+        """Take a message of this session; returns the rows or tokens that arrived, if they were waited for."""
         place = next((one for one in self._places if one.hop.peer == peer), None)
         if place is None:
             return None
@@ -138,7 +143,7 @@ class CallerSession:
                 self._join_if_ready(now)
             case Done():
                 self._done(place, message, now)
-            case Step():
+            case Step() | Drawn():
                 return self._arrived(place, message, now)
             case Refuse():
                 self._refused(place, message, now)
@@ -222,11 +227,11 @@ class CallerSession:
         if place is self._places[-1] and step.num_wanted == 0:
             self._complete(step, now)
 
-    def _arrived(self, place: Place, rows: Step, now: float) -> Step | None:
+    def _arrived(self, place: Place, rows: Step | Drawn, now: float) -> Step | Drawn | None:
         step = self.steps.find(rows.step)
         if place is not self._places[-1] or step is None or step.is_complete:
             return None
-        if (rows.position, rows.num_tokens, rows.num_wanted) != (step.position, step.num_tokens, step.num_wanted):
+        if not self._answers(rows, step):
             self._peers.failed(place.hop.peer, "it answers another step than it was asked", now)
             self._mark(place.hop.peer, Fault.GONE, now)
             return None
@@ -234,7 +239,15 @@ class CallerSession:
         if place.state is State.FILLING:
             place.state = State.FULL
         self._complete(step, now)
-        return rows if rows.num_wanted else None
+        return rows if step.num_wanted else None
+
+    def _answers(self, rows: Step | Drawn, step: InFlight) -> bool:
+        """Whether a hop gave what it was asked for."""
+        if isinstance(rows, Drawn):
+            first = step.position + step.num_tokens - step.num_wanted
+            return self._terms.is_drawn and (rows.position, len(rows.tokens)) == (first, step.num_wanted)
+        asked = step.position, step.num_tokens, step.num_wanted
+        return not self._terms.is_drawn and (rows.position, rows.num_tokens, rows.num_wanted) == asked
 
     def _heard(self, place: Place, now: float) -> None:
         """A hop is well, even if it was silent for too long."""

@@ -9,7 +9,6 @@ chance, and no end ever changes them. A relayed one is unwrapped first, unless t
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from .admission import (
@@ -18,49 +17,23 @@ from .admission import (
     HINTS_PER_S,
     MAX_HALF_OPEN,
     MAX_HANDSHAKES,
-    Known,
     Rate,
     Retries,
     parse_initial,
 )
+from .connection import Connection
 from .identity import PeerId
-from .link import PATIENCE_S, RELAYED_PATIENCE_S, STRANDED_PATIENCE_S, Link, LinkEvent, Over
-from .paths import SITE_DATAGRAM_BYTES, Outgoing, Path
+from .link import PATIENCE_S, RELAYED_PATIENCE_S, STRANDED_PATIENCE_S, Link, LinkEvent, Over, Proven
+from .path_size import SITE_DATAGRAM_BYTES
+from .paths import Outgoing, Path
 from .probes import is_probe, tag_of
 from .quic import CONNECTION_ID_BYTES, Credentials, MutualQuic
+from .stun import ANSWERS_PER_S, is_request, response
 from .udp import UdpSocket, split_host_port
-from .ways import CHANNEL_PREFIX_BYTES, Direct, Relayed, Way, is_relayed
+from .ways import CHANNEL_PREFIX_BYTES, Direct, Ice, Relayed, Way, is_relayed
 from .wire import INSTANCE_BYTES, PATH_KEY_BYTES, PATH_TAG_BYTES, Hello
 
 _HINT = b"\x03"  # "that connection is none of mine"; like a probe it has not the bit 0x40 of QUIC's packets
-
-
-@dataclass(eq=False, slots=True)
-class Connection:
-    """A link, and what is known of it.
-
-    Attributes:
-        dialled: whom, where this end did.
-        began: when.
-        peer: whose key was shown, once that is proven and right.
-        membership: that it has shown.
-        known: once it is let in.
-        is_stranger: it dialled us and is on no list.
-        way: that the link was told of last.
-    """
-
-    link: Link
-    path: Path
-    hello: Hello
-    dialled: PeerId | None
-    began: float
-    way: Way
-    peer: PeerId | None = None
-    membership: bytes = b""
-    known: Known | None = None
-    is_stranger: bool = False
-    ids: list[bytes] = field(default_factory=list)
-    timer: asyncio.TimerHandle | None = None
 
 
 class Forwarder(Protocol):
@@ -107,11 +80,15 @@ class Carrier:
         self._sockets: list[UdpSocket] = []
         self._by_id: dict[bytes, Connection] = {}
         self._by_tag: dict[bytes, Connection] = {}  # every connection once, whatever ids it has
+        self._half_open: set[Connection] = set()  # whose handshake is not over
         self._channels: dict[bytes, tuple[Relayed, Connection]] = {}  # by what the other end's datagrams begin with
+        self._ices: dict[Ice, Callable[[bytes], None]] = {}  # what sends on each
         self._unsent: dict[Connection, None] = {}
         self._handshakes, self._proven_handshakes = Rate(HANDSHAKES_PER_S), Rate(HANDSHAKES_PER_S)
-        self._hints = Rate(HINTS_PER_S)
+        self._hints, self._hints_taken = Rate(HINTS_PER_S), Rate(HINTS_PER_S)
+        self._stun_answers = Rate(ANSWERS_PER_S)
         self.is_held = False  # see Link.hold; for connections to come
+        self._is_closed = False
 
     @property
     def sockets(self) -> tuple[UdpSocket, ...]:
@@ -133,6 +110,8 @@ class Carrier:
 
     def send_soon(self, connection: Connection) -> None:
         """Send what the link has once the loop's turn is over: several messages are one batch."""
+        if connection.hello.path_tag not in self._by_tag:
+            return
         if not self._unsent:
             self._loop.call_soon(self._send_all)
         self._unsent[connection] = None
@@ -151,6 +130,7 @@ class Carrier:
         for connection_id in connection.ids:
             self._by_id.pop(connection_id, None)
         self._by_tag.pop(connection.hello.path_tag, None)
+        self._half_open.discard(connection)
         self._unsent.pop(connection, None)
 
     def open_channel(self, way: Relayed, relay: Connection) -> None:
@@ -161,13 +141,28 @@ class Carrier:
         """Take no more of them. Connections on that way have to be told with ``lose``."""
         self._channels.pop(way.peers_prefix, None)
 
+    def open_ice(self, way: Ice, send: Callable[[bytes], None]) -> None:
+        """There is a pair of sockets; what comes through it is to be told with ``take_ice``."""
+        self._ices[way] = send
+
+    def close_ice(self, way: Ice) -> None:
+        """There is no more. Connections on that way have to be told with ``lose``."""
+        self._ices.pop(way, None)
+
+    def take_ice(self, datagram: bytes, way: Ice) -> None:
+        """A datagram has come through a pair of sockets."""
+        connection = self._receive(datagram, way, self._loop.time())
+        if connection is not None:
+            self._advance(connection)
+
     def offer(self, connection: Connection, ways: Iterable[Way]) -> None:
         """Ways that may lead to a connection's peer."""
         self._follow(connection, connection.path.offer(ways, self._loop.time()))
 
-    def lose(self, connection: Connection, way: Way) -> None:
-        """A way no longer leads to a connection's peer."""
-        self._follow(connection, connection.path.lose(way, self._loop.time()))
+    def lose(self, connection: Connection, way: Way, *, waits_for_relay: bool = False) -> None:
+        """A way no longer leads to a connection's peer, see Path."""
+        outgoing = connection.path.lose(way, self._loop.time(), waits_for_relay=waits_for_relay)
+        self._follow(connection, outgoing)
 
     def heard_from(self, connection: Connection, way: Way) -> None:
         """What only a connection's peer can know has come on ``way``."""
@@ -184,13 +179,20 @@ class Carrier:
             if channel is not None and isinstance(channel[1].path.way, Direct):
                 self.send(channel[1].path.way, (way.prefix + datagram for datagram in datagrams))
             return
+        if isinstance(way, Ice):
+            for datagram in datagrams if way in self._ices else ():
+                self._ices[way](datagram)
+            return
         socket = self._sockets[way.socket]
         socket.send(datagrams, way.addr)
         if socket.has_backlog:
             self._loop.add_writer(socket.fileno(), self._on_writable, socket)
 
     def close(self, code: int, reason: str) -> None:
-        """End all connections, and give the sockets back."""
+        """End all connections, and give the sockets back; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for connection in tuple(self._by_tag.values()):
             self.end(connection, code, reason)
         for socket in self._sockets:
@@ -254,7 +256,7 @@ class Carrier:
         initial = parse_initial(datagram)
         if initial is None:
             return None
-        num_half_open = sum(not one.link.is_proven for one in self._by_tag.values())
+        num_half_open = len(self._half_open)
         original_id: bytes | None = initial.destination_id
         retry_id: bytes | None = None
         if initial.token:
@@ -273,9 +275,12 @@ class Carrier:
         return connection
 
     def _take_own(self, datagram: bytes, way: Way, now: float) -> None:
-        """A probe, or a hint."""
+        """A probe, or a hint, or where this node is a relay, STUN's question."""
         if datagram == _HINT:
             self._on_hint(way, now)
+        elif self.forwarder is not None and is_request(datagram):
+            if self._stun_answers.take(now):
+                self.send(way, (response(datagram, way.addr),))
         elif is_probe(datagram) and (connection := self._by_tag.get(tag_of(datagram))) is not None:
             self._follow(connection, connection.path.take(datagram, way, now))
 
@@ -293,7 +298,7 @@ class Carrier:
 
     def _on_hint(self, way: Way, now: float) -> None:
         """Somebody who can write that address as his own says that no such connection is there."""
-        for connection in self._on(way):
+        for connection in self._on(way) if self._hints_taken.take(now) else ():
             connection.link.hint_gone(now)
             self.send_soon(connection)
 
@@ -307,7 +312,7 @@ class Carrier:
 
     def _on(self, way: Way) -> list[Connection]:
         """The connections that use a way. An IPv6 address may have come with another flow or scope."""
-        if isinstance(way, Relayed):
+        if not isinstance(way, Direct):
             return [one for one in self._by_tag.values() if one.path.way == way]
         ways = [(one, one.path.way) for one in self._by_tag.values()]
         return [one for one, own in ways if isinstance(own, Direct) and own.addr[:2] == way.addr[:2]]
@@ -317,9 +322,10 @@ class Carrier:
     def _advance(self, connection: Connection) -> None:
         """Tell what the link has to tell; what it has to send is sent with the answer, if that comes at once."""
         for event in connection.link.events():
+            if isinstance(event, Proven):
+                self._half_open.discard(connection)
             self._tell(connection, event)
-        if connection.hello.path_tag in self._by_tag:
-            self.send_soon(connection)
+        self.send_soon(connection)
 
     def _transmit(self, connection: Connection) -> None:
         self._unsent.pop(connection, None)
@@ -337,7 +343,7 @@ class Carrier:
         for datagram, way in outgoing:
             self.send(way, (datagram,))
         path, link = connection.path, connection.link
-        if path.is_stranded:
+        if path.waits_for_relay:
             link.patience_s = STRANDED_PATIENCE_S
         else:
             link.patience_s = RELAYED_PATIENCE_S if isinstance(path.way, Relayed) else PATIENCE_S
@@ -356,7 +362,9 @@ class Carrier:
                 self.forwarder.flush()
 
     def _arm(self, connection: Connection) -> None:
-        """Set the timer."""
+        """Set the timer, unless it is forgotten meanwhile."""
+        if connection.hello.path_tag not in self._by_tag:
+            return
         connection.path.is_busy = connection.link.is_busy
         soonest = min(
             connection.link.next_deadline(),
@@ -392,6 +400,7 @@ class Carrier:
         connection = Connection(Link(quic, now), path, hello, dialled, now, way)
         connection.link.hold(self.is_held)
         self._by_tag[hello.path_tag] = connection
+        self._half_open.add(connection)
         self._add_id(connection, quic.host_cid)
         return connection
 

@@ -3,55 +3,36 @@
 It looks at the key that a peer has shown before anything else of it is read, lets it in or not, and chooses when two
 ends dial each other at once. A peer is dialled at its addresses and through the relays that it is said to be at; where
 both lead to it, or it tells where it may be reached straight, the connection takes whichever is best (paths.py).
-Not here: sockets and timers (carrier.py), relays (relays.py), and the process it runs in.
+Not here: sockets and timers (carrier.py), dials (dialling.py), relays (relays.py), and the process it runs in.
 """
 
 import asyncio
-import hashlib
 import logging
-import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import LinkError, NetworkError
-from .admission import HANDSHAKE_S, Guests, Known, keeps_old
-from .carrier import Carrier, Connection
-from .identity import PEER_DIGEST_BYTES, Identity, PeerId
+from .admission import Guests, Known, keeps_old
+from .carrier import Carrier
+from .connection import Connection
+from .dialling import Dial, Dialling, Standby
+from .identity import Identity, PeerId
 from .link import CLOSED, DUPLICATE, REFUSED, Greeted, LinkEvent, Over, Proven
 from .messages import Close, Message, Refuse
-from .paths import SITE_DATAGRAM_BYTES
+from .path_size import SITE_DATAGRAM_BYTES
 from .quic import Credentials
-from .relay_messages import Candidates, RelayMessage
-from .relays import Relays, split_relay
+from .relay_messages import Candidates, IceOffer, RelayMessage
+from .relays import Relays
 from .switchboard import Event, PeerDown, PeerStats, PeerUp, Received
-from .udp import split_host_port
-from .ways import Direct, Relayed, Way, is_loopback, offered_addr, shown
+from .ways import Relayed, Way, is_loopback, offered_addr, shown
 from .wire import MAX_ADDRS, Hello
+
+if TYPE_CHECKING:  # aioice is loaded where ICE is asked for
+    from .ice import IceAgents
 
 logger = logging.getLogger(__name__)
 
-MAX_DIAL_ADDRS = 16  # wire.MAX_ADDRS; all are tried at once, one Initial of 1,200 bytes each
-
-
-@dataclass(slots=True)
-class _Dial:
-    """An attempt to reach a peer at several addresses, of which the first to answer wins."""
-
-    timer: asyncio.TimerHandle
-    relay_addr: str | None = None  # where it is a relay that is dialled
-    is_anybody: bool = False  # the peer is made up; whoever answers is taken
-    attempts: list[Connection] = field(default_factory=list)
-    num_reaching: int = 0  # relays that have been asked
-    lookup: "asyncio.Task[None] | None" = None
-    standby: tuple[Connection, Known, Hello] | None = (
-        None  # the peer has dialled us meanwhile; taken if we do not get through
-    )
-    reason: str = "it does not answer"
-
-    @property
-    def is_hopeless(self) -> bool:
-        return not self.attempts and not self.num_reaching and self.lookup is None
+A_RELAY = "it is a relay, and serves no layers"
 
 
 class Desk(Protocol):
@@ -85,6 +66,8 @@ class Endpoint:
 
     Attributes:
         desk: where this node is a relay.
+        ice: where this node looks for ways by ICE too.
+        punches: whether it tells peers where else it may be reached, so that they and it ask there.
         heard: gets announcements, and the PeerId of whoever announces nothing any more.
         revoked: gets revocations, whoever sends them.
         registered: is called when others may reach this node in another way than before.
@@ -100,6 +83,8 @@ class Endpoint:
     ) -> None:
         self.peer_id = identity.peer_id
         self.desk: Desk | None = None
+        self.ice: IceAgents | None = None
+        self.punches = True
         self.heard: Callable[[bytes | PeerId], None] = lambda _: None
         self.revoked: Callable[[bytes], None] = lambda _: None
         self.registered: Callable[[], None] = lambda: None
@@ -109,7 +94,7 @@ class Endpoint:
         self._carrier = Carrier(Credentials(identity), self._on_event, membership, max_datagram_bytes)
         self._carrier.moved = self._on_moved
         self._peers: dict[PeerId, Connection] = {}
-        self._dials: dict[PeerId, _Dial] = {}
+        self._dials = Dialling(self, self._carrier)
         self.relays = Relays(
             self, self._carrier, lambda one: self.heard(one), lambda revocations: self.revoked(revocations)
         )
@@ -130,12 +115,12 @@ class Endpoint:
 
     def dial(self, peer: PeerId, addrs: Sequence[str]) -> None:
         """See Switchboard."""
-        if peer in self._peers or peer in self._dials:
-            return
         if peer == self.peer_id:
             self._tell(PeerDown(peer, "this is the node itself"))
-            return
-        self._begin_dial(peer, tuple(addrs)[:MAX_DIAL_ADDRS])
+        elif self.relays.has(peer):
+            self._tell(PeerDown(peer, A_RELAY))
+        elif peer not in self._peers:
+            self._dials.begin(peer, addrs, self.relays)
 
     def send(self, peer: PeerId, message: Message | RelayMessage) -> None:
         """See Switchboard. Raises WireError: the message is beyond the wire's limits."""
@@ -166,8 +151,9 @@ class Endpoint:
     def close(self) -> None:
         """Tell all peers, and give everything back."""
         self.relays.close()
-        for peer in tuple(self._dials):
-            self._take_dial(peer)
+        if self.ice is not None:
+            self.ice.close()
+        self._dials.close()
         self._peers.clear()
         self._carrier.close(CLOSED, "it was shut down")
 
@@ -195,16 +181,27 @@ class Endpoint:
                 connection.peer = peer
                 connection.is_stranger = self._guests.are_strangers
             return
-        dial = self._dials.get(connection.dialled)
-        if peer is not None and dial is not None and dial.is_anybody and connection in dial.attempts:
-            self._name(connection.dialled, peer)
+        if peer is not None and peer not in self._peers:
+            self._dials.name(connection, peer)
+        if peer in self._peers and self._is_known_relay(connection, peer):
+            return
         if peer != connection.dialled:
             logger.warning("peer=%s addr=%s: %s answered", connection.dialled, shown(connection.path.way), peer)
             self._carrier.end(connection, REFUSED, "you are not whom I dialled")
-            self._fail_attempt(connection, f"another key answers there: {peer}")
+            self._dials.attempt_failed(connection, f"another key answers there: {peer}")
         else:
             connection.peer = peer
             connection.link.greet(connection.hello)
+
+    def _is_known_relay(self, connection: Connection, peer: PeerId) -> bool:
+        """Whether one that was dialled, whoever it would be, is a relay that this node is connected with already."""
+        dial = None if connection.dialled is None else self._dials.get(connection.dialled)
+        if dial is None or not dial.is_anybody or not self.relays.has(peer):
+            return False
+        self._dials.take(dial.peer)
+        for addr in dial.relay_addrs:
+            self.relays.is_up(addr, peer)
+        return True
 
     def _on_greeted(self, connection: Connection, hello: Hello) -> None:
         """The other end has let us in, or, where it dialled, asks to be let in."""
@@ -223,29 +220,32 @@ class Endpoint:
             if keeps_old(old.known, known):
                 self._carrier.end(connection, DUPLICATE, "we are connected already")
                 return
-            self._lose(old, DUPLICATE, "it has connected anew")
+            self._lose(old, DUPLICATE, "it has connected anew", is_replaced=True)
         dial = self._dials.get(peer)
-        if connection.dialled is None:
-            if dial is not None and dial.standby is None and self.peer_id < peer:
-                dial.standby = (connection, known, hello)  # two dials at once: ours wins, if it gets through
-                return
-            connection.link.greet(connection.hello)
-        self._let_in(connection, known, hello)
+        if connection.dialled is None and dial is not None and dial.standby is None and self.peer_id < peer:
+            dial.standby = (connection, known, hello)  # two dials at once: ours wins, if it gets through
+            return
+        self.let_in((connection, known, hello))
 
-    def _let_in(self, connection: Connection, known: Known, hello: Hello) -> None:
+    def let_in(self, standby: Standby) -> None:
+        """See DialOwner."""
+        connection, known, hello = standby
+        if connection.dialled is None:
+            connection.link.greet(connection.hello)
         peer = connection.peer
         assert peer is not None
         connection.known = known
         connection.membership = hello.membership
         self._peers[peer] = connection
-        relay_addr = None
-        if peer in self._dials:
-            relay_addr = self._dials[peer].relay_addr
-            self._take_dial(peer, keep=connection)
+        dial = self._dials.take(peer, keep=connection)
         self._carrier.begin_path(connection, hello)
         self._carrier.send_soon(connection)
         logger.info("peer=%s addr=%s: connected", peer, shown(connection.path.way))
-        if self.relays.is_up(relay_addr, peer):
+        if dial is not None and dial.relay_addrs:
+            for addr in dial.relay_addrs:
+                self.relays.is_up(addr, peer)
+            if dial.is_peer:
+                self._tell(PeerDown(peer, A_RELAY))
             return
         if self.desk is not None:
             self.desk.up(peer, connection)
@@ -255,12 +255,23 @@ class Endpoint:
             self._carrier.offer(connection, ways)
             self._send_candidates(connection)
 
+    def dialled_in_vain(self, dial: Dial) -> None:
+        """See DialOwner."""
+        self.relays.leave(dial.peer)
+        for addr in dial.relay_addrs:
+            self.relays.failed(addr, dial.reason)
+        if dial.is_peer:
+            self._tell(PeerDown(dial.peer, dial.reason))
+
     def _on_message(self, connection: Connection, message: Message | RelayMessage) -> None:
         peer = connection.peer
         assert peer is not None
         if isinstance(message, RelayMessage):
             if isinstance(message, Candidates):
                 self._take_candidates(connection, message.addrs)
+            elif isinstance(message, IceOffer):
+                if self.ice is not None:
+                    self.ice.take(peer, message)
             elif self.desk is not None:
                 self.desk.take(peer, message)
             else:
@@ -281,22 +292,24 @@ class Endpoint:
             logger.info("peer=%s addr=%s: gone: %s", peer, shown(connection.path.way), over.reason)
             self._is_gone(peer, over.reason)
         elif connection.dialled is not None:
-            self._fail_attempt(connection, over.reason, is_duplicate=over.code == DUPLICATE)
+            self._dials.attempt_failed(connection, over.reason, is_duplicate=over.code == DUPLICATE)
 
-    def _lose(self, connection: Connection, code: int, reason: str) -> None:
-        """End a connection that was let in."""
+    def _lose(self, connection: Connection, code: int, reason: str, *, is_replaced: bool = False) -> None:
+        """End a connection that was let in; where it is replaced, what leads to the peer is still needed."""
         assert connection.peer is not None
         self._carrier.end(connection, code, reason)
         logger.info("peer=%s addr=%s: ended: %s", connection.peer, shown(connection.path.way), reason)
-        self._is_gone(connection.peer, reason)
+        self._is_gone(connection.peer, reason, is_replaced=is_replaced)
 
-    def _is_gone(self, peer: PeerId, reason: str) -> None:
+    def _is_gone(self, peer: PeerId, reason: str, *, is_replaced: bool = False) -> None:
         del self._peers[peer]
         if self.relays.is_down(peer, reason):
             return
         if self.desk is not None:
             self.desk.down(peer)
-        if peer not in self._dials:
+        if self.ice is not None:
+            self.ice.end(peer)
+        if not is_replaced and self._dials.get(peer) is None:
             self.relays.leave(peer)
         self._tell(PeerDown(peer, reason))
 
@@ -315,11 +328,16 @@ class Endpoint:
 
     def dial_relay(self, addr: str, relay: PeerId | None) -> None:
         """See RelayClient."""
-        peer = relay or PeerId(hashlib.sha256(b"whoever is at " + addr.encode()).digest()[:PEER_DIGEST_BYTES])
-        if peer in self._peers:
-            self.relays.is_up(addr, peer)
-        elif peer not in self._dials:
-            self._begin_dial(peer, (addr,), relay_addr=addr, is_anybody=relay is None)
+        if relay is not None and relay in self._peers:
+            self.relays.is_up(addr, relay)
+        else:
+            self._dials.begin_relay(addr, relay)
+
+    def part_with_relay(self, relay: PeerId) -> None:
+        """See RelayClient."""
+        connection = self._peers.pop(relay, None)
+        if connection is not None:
+            self._carrier.end(connection, CLOSED, "it is not needed any more")
 
     def send_message(self, peer: PeerId, message: RelayMessage) -> None:
         """See RelayClient."""
@@ -327,19 +345,18 @@ class Endpoint:
 
     def channel_opened(self, peer: PeerId, way: Relayed, *, is_asker: bool) -> None:
         """See RelayClient."""
-        connection, dial = self._peers.get(peer), self._dials.get(peer)
-        if dial is not None and is_asker:
-            dial.num_reaching = max(dial.num_reaching - 1, 0)
-            dial.attempts.append(self._carrier.dial(peer, way))
+        connection = self._peers.get(peer)
+        if is_asker:
+            self._dials.channel_opened(peer, way)
         if connection is not None:
             self._carrier.offer(connection, (way,))
             self._send_candidates(connection)
 
-    def channel_closed(self, peer: PeerId, way: Relayed) -> None:
+    def channel_closed(self, peer: PeerId, way: Relayed, *, waits_for_relay: bool) -> None:
         """See RelayClient."""
         connection = self._peers.get(peer)
         if connection is not None:
-            self._carrier.lose(connection, way)
+            self._carrier.lose(connection, way, waits_for_relay=waits_for_relay)
 
     def outside_changed(self) -> None:
         """See RelayClient."""
@@ -353,7 +370,10 @@ class Endpoint:
         assert connection.peer is not None
         own = [addr for addr in self.addrs if "%" not in addr]
         addrs = tuple(dict.fromkeys((*self.relays.outside_addrs, *own)))[:MAX_ADDRS]
-        self.send(connection.peer, Candidates(addrs))
+        if self.punches:
+            self.send(connection.peer, Candidates(addrs))
+        if self.ice is not None:
+            self.ice.begin(connection.peer)
 
     def _take_candidates(self, connection: Connection, addrs: Sequence[str]) -> None:
         loopback = any(is_loopback(way) for way in connection.path.ways)
@@ -362,113 +382,15 @@ class Endpoint:
             for text in addrs:
                 addr = offered_addr(text, loopback=loopback)
                 if addr is not None:
-                    ways += [Direct(index, self._carrier.sockets[index].mapped(addr)) for index in self._reaching(addr)]
+                    ways += self._dials.ways_to(addr)
         except NetworkError as error:
             logger.info("peer=%s: %s", connection.peer, error)
         self._carrier.offer(connection, ways)
-
-    def _reaching(self, addr: tuple[object, ...]) -> list[int]:
-        """The number of a socket that sends to an address, if there is one."""
-        family = socket.AF_INET if len(addr) == 2 else socket.AF_INET6
-        return [index for index, own in enumerate(self._carrier.sockets) if own.takes(family)][:1]
 
     def _on_moved(self, connection: Connection) -> None:
         logger.info("peer=%s addr=%s: takes another way", connection.peer, shown(connection.path.way))
         if self.desk is not None:
             self.desk.moved(connection)
-
-    # ---- dialling
-
-    def _begin_dial(
-        self, peer: PeerId, addrs: tuple[str, ...], relay_addr: str | None = None, is_anybody: bool = False
-    ) -> None:
-        dial = _Dial(self._loop.call_later(HANDSHAKE_S, self._end_dial, peer), relay_addr, is_anybody)
-        self._dials[peer] = dial
-        dial.lookup = self._loop.create_task(self._try_all(peer, dial, addrs))
-
-    async def _try_all(self, peer: PeerId, dial: _Dial, addrs: tuple[str, ...]) -> None:
-        """Send an Initial to every address there is; names are looked up one after the other."""
-        if not addrs:
-            dial.reason = "no address of it is known"
-        for addr in addrs:
-            try:
-                plain, relay = split_relay(addr)
-                if relay is not None and relay != peer:
-                    dial.num_reaching += 1
-                    self.relays.reach(peer, addr, lambda reason: self._not_reached(peer, dial, reason))
-                    continue
-                host, port = split_host_port(plain)
-                found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-            except (OSError, UnicodeError, NetworkError) as error:
-                dial.reason = f"{addr}: {error}"
-                continue
-            for _, _, _, _, where in found[:MAX_DIAL_ADDRS]:
-                own = self._reaching(where)
-                if not own:
-                    dial.reason = f"{addr}: no socket of this node reaches it"
-                elif len(dial.attempts) < MAX_DIAL_ADDRS:
-                    way = Direct(own[0], self._carrier.sockets[own[0]].mapped(where))
-                    dial.attempts.append(self._carrier.dial(peer, way))
-        dial.lookup = None
-        if dial.is_hopeless:
-            self._end_dial(peer)
-
-    def _name(self, made_up: PeerId, peer: PeerId) -> None:
-        """Whoever was dialled has said who it is."""
-        dial = self._dials[made_up]
-        if peer in self._dials or peer in self._peers:
-            return
-        self._dials[peer] = self._dials.pop(made_up)
-        dial.is_anybody = False
-        dial.timer.cancel()
-        dial.timer = self._loop.call_later(HANDSHAKE_S, self._end_dial, peer)
-        for one in dial.attempts:
-            one.dialled = peer
-
-    def _not_reached(self, peer: PeerId, dial: _Dial, reason: str) -> None:
-        """A relay does not lead there now."""
-        dial.num_reaching -= 1
-        dial.reason = reason
-        if self._dials.get(peer) is dial and dial.is_hopeless:
-            self._end_dial(peer)
-
-    def _fail_attempt(self, connection: Connection, reason: str, is_duplicate: bool = False) -> None:
-        """One address did not lead there. Where the peer says that it has a connection, that one is waited for."""
-        assert connection.dialled is not None
-        dial = self._dials.get(connection.dialled)
-        if dial is None or connection not in dial.attempts:
-            return
-        dial.attempts.remove(connection)
-        if not is_duplicate:
-            dial.reason = f"{shown(connection.path.way)}: {reason}"
-            if dial.is_hopeless:
-                self._end_dial(connection.dialled)
-
-    def _end_dial(self, peer: PeerId) -> None:
-        """It did not get through."""
-        dial = self._dials[peer]
-        standby, reason = dial.standby, dial.reason
-        self._take_dial(peer, keep=standby[0] if standby else None)
-        if standby is None or standby[0].link.is_over:
-            self.relays.leave(peer)
-            if dial.relay_addr is not None:
-                self.relays.failed(dial.relay_addr, reason)
-            else:
-                self._tell(PeerDown(peer, reason))
-        else:
-            standby[0].link.greet(standby[0].hello)
-            self._let_in(*standby)
-
-    def _take_dial(self, peer: PeerId, keep: Connection | None = None) -> None:
-        """Stop trying, and end what was tried."""
-        dial = self._dials.pop(peer)
-        dial.timer.cancel()
-        if dial.lookup is not None:
-            dial.lookup.cancel()
-        tried = [*dial.attempts, *([dial.standby[0]] if dial.standby else [])]
-        for connection in tried:
-            if connection is not keep:
-                self._carrier.end(connection, DUPLICATE, "we are connected already")
 
 
 def _stats_of(connection: Connection) -> PeerStats:

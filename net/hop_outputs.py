@@ -1,7 +1,10 @@
-"""What HopSessions asks of its shell: messages, dials, sequences to cut or to forget, and steps to compute."""
+"""What HopSessions asks of its shell: messages, dials, sequences to cut or to forget, steps to compute, and tokens to
+draw (draws.py).
+"""
 
 from dataclasses import dataclass
 
+from .draws import DrawRows
 from .identity import PeerId
 from .messages import Message, Step
 from .row_layout import RowLayout
@@ -38,7 +41,7 @@ class Release:
     sequence_id: int
 
 
-Output = Send | Dial | Truncate | Release
+Output = Send | Dial | Truncate | Release | DrawRows
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from .draws import HopDraws
 from .identity import PeerId
 from .kept_rows import KeptRows
 from .messages import Neighbours, Open, SessionKey, Step
-from .row_layout import Payload, RowLayout
+from .row_layout import Payload
+from .served_span import ServedSpan
 from .wire import max_rows
 
 MAX_REPLAY_ROWS = 512  # in a step: as many as a prefill chunk, so that a replay is computed as fast as a prompt
@@ -43,6 +45,7 @@ class HopSession:
         end: its length once all that is ready is computed.
         ready: steps in order, each beginning at or before the end of the one before it.
         early: steps that begin behind ``end``.
+        draws: what is to be drawn, where the last hop does that.
         kept: the rows that were sent on; None in the model's last layers, behind which no hop can come.
         is_cut: the connection to ``previous`` was lost, and steps with it, perhaps one that rolled back. Nothing but a
             replay, or a step that begins anew, is taken until the caller reroutes.
@@ -53,15 +56,16 @@ class HopSession:
         was_lost: whether that ever happened.
     """
 
-    def __init__(self, opening: Open, sequence_id: int, layout: RowLayout, keeps_rows: bool, now: float) -> None:
+    def __init__(self, opening: Open, sequence_id: int, served: ServedSpan, now: float) -> None:
         self.opening = opening
         self.sequence_id = sequence_id
-        self.layout = layout
+        self.layout = layout = served.layout(opening.codec)
+        self.draws = HopDraws(layout, served.vocab_size, opening.max_tokens) if served.vocab_size else None
         self.neighbours = opening.neighbours
         self.length = self.claimed = self.end = 0
         self.ready: deque[Waiting] = deque()
         self.early: list[Waiting] = []
-        self.kept = KeptRows(layout) if keeps_rows else None
+        self.kept = KeptRows(layout) if opening.end < served.num_layers else None
         self.is_cut = self.is_dialling = False
         self.replay_to = 0
         self.last_word = now
@@ -117,6 +121,8 @@ class HopSession:
             return f"a step has rows of {step.width} {step.dtype.name} {step.codec.name}; {layout} was agreed on"
         if not (1 <= num_tokens <= max_step_tokens and 0 <= step.num_wanted <= num_tokens):
             return f"a step has {num_tokens} tokens, {step.num_wanted} of them wanted; it may have {max_step_tokens}"
+        if step.is_drawn and self.is_last and self.draws is None:
+            return "tokens were to be drawn here, and this node has no head; restart it with --head"
         if not 0 <= step.position <= self.opening.max_tokens - num_tokens:
             end, allowed = step.position + num_tokens, self.opening.max_tokens
             return f"a step ends at position {end}; the session was opened for {allowed} tokens"

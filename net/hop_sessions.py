@@ -11,13 +11,16 @@ and nobody else learns whether it is there.
 from collections.abc import Iterable
 from dataclasses import replace
 
+from .draws import DrawRows
 from .hop_outputs import Dial, HopLoad, Output, ReadyStep, Release, Send, Timing, Truncate
 from .hop_session import HopSession, Waiting
 from .identity import PeerId
 from .messages import (
     Ask,
     Close,
+    Context,
     Done,
+    Draw,
     Goodbye,
     Lease,
     Message,
@@ -125,7 +128,7 @@ class HopSessions:
                 self._answer(peer)
             case Step():
                 self._receive_step(peer, message, now)
-            case Open() | Reroute() | Rollback() | Close() | Lease():
+            case Open() | Reroute() | Rollback() | Close() | Lease() | Context() | Draw():
                 if message.session.caller != peer:
                     self._refuse_unknown(peer, message.session)
                 elif isinstance(message, Open):
@@ -172,15 +175,42 @@ class HopSessions:
             self._send(session.neighbours.next, replace(step, payload=rows))
         elif step.num_wanted and not step.is_replay:
             wanted = ready.layout.take(rows, ready.num_rows - step.num_wanted, ready.num_rows)
-            self._send(session.caller, replace(step, payload=wanted))
+            self._give(session, replace(step, payload=wanted))
         queue_us, compute_us = _microseconds(timing.started - ready.arrived), _microseconds(compute_s)
         self._send(session.caller, Done(session.key, step.step, queue_us, compute_us, timing.batch_size))
+
+    def _give(self, session: HopSession, step: Step) -> None:
+        """Send the caller the rows that it wants, or what it wants drawn of them."""
+        if not step.is_drawn:
+            self._send(session.caller, step)
+            return
+        assert session.draws is not None, "fault_of has seen to it"
+        self._draw(session, session.draws.computed(step))
+
+    def _draw(self, session: HopSession, fault: str | None) -> None:
+        """Draw what can be drawn, unless the caller's last word was wrong."""
+        assert session.draws is not None
+        try:
+            found = session.draws.take() if fault is None else []
+        except ValueError as error:
+            fault = str(error)
+        if fault is not None:
+            self._end(session, Reason.PROTOCOL, fault)
+        elif session.caller in self._connected:
+            self._outputs.extend(found)
 
     def fail(self, batch: Iterable[ReadyStep], text: str) -> None:
         """Steps could not be computed: their sessions end."""
         for ready in batch:
             del self._in_flight[ready.step.session]
             self._end(self._sessions[ready.step.session], Reason.FAILED, text)
+
+    def fail_draws(self, draws: Iterable[DrawRows], text: str) -> None:
+        """Tokens could not be drawn: their sessions end."""
+        for one in draws:
+            session = self._sessions.get(one.step.session)
+            if session is not None:
+                self._end(session, Reason.FAILED, text)
 
     def drain(self, now: float, grace_s: float) -> None:
         """Open no more sessions, tell everybody, and end those that are left after ``grace_s``."""
@@ -243,8 +273,7 @@ class HopSessions:
         if refusal is not None:
             self._refuse(opening.session, *refusal)
             return
-        keeps_rows = opening.end < self.served.num_layers
-        session = HopSession(opening, self._num_opened, self.served.layout(opening.codec), keeps_rows, now)
+        session = HopSession(opening, self._num_opened, self.served, now)
         self._num_opened += 1
         self._sessions[session.key] = session
         self._send(session.caller, Opened(session.key))
@@ -276,7 +305,7 @@ class HopSessions:
             return Reason.BUSY, f"a session of {opening.max_tokens} tokens does not fit into the KV pages that are free"
         return None
 
-    def _obey(self, message: Reroute | Rollback | Close | Lease, now: float) -> None:
+    def _obey(self, message: Reroute | Rollback | Close | Lease | Context | Draw, now: float) -> None:
         session = self._sessions.get(message.session)
         if session is None:
             if not isinstance(message, Close):
@@ -292,6 +321,11 @@ class HopSessions:
                 self._tell_length(session, length)
             case Close():
                 self._end(session)
+            case Context() | Draw():
+                if session.draws is None:
+                    self._end(session, Reason.PROTOCOL, "this node has no head to draw tokens with")
+                else:
+                    self._draw(session, session.draws.tell(message))
 
     def _reroute(self, session: HopSession, message: Reroute) -> None:
         session.reroute(message.neighbours)

@@ -98,7 +98,8 @@ class Link:
         self._waiting_since: float | None = None  # the first ping that nothing came after
         self._hinted_at: float | None = None
         self.patience_s = PATIENCE_S
-        self.is_vital = False  # noticed soon when it dies, though no session is open
+        self.is_vital = False  # its death is to be noticed soon though no session is open
+        self.quiet_ping_s = IDLE_PING_S  # of silence, where nothing is open
         self._num_pings = 0
         self._next_sweep = now + SWEEP_S
         self.sent_bytes = 0
@@ -276,7 +277,7 @@ class Link:
     def _next_ping(self) -> float:
         if self._waiting_since is not None or self._hinted_at is not None:
             return self._last_ping + BUSY_PING_S
-        return max(self._last_heard, self._last_ping) + (BUSY_PING_S if self.is_busy else IDLE_PING_S)
+        return max(self._last_heard, self._last_ping) + (BUSY_PING_S if self.is_busy else self.quiet_ping_s)
 
     @property
     def _last_moment(self) -> float:

@@ -40,12 +40,14 @@ class Routing:
 
     Attributes:
         blocks_map: None where all layers are run by whoever announces them.
+        hands_head: the last hop draws the tokens, so that norm and head need not be here.
         is_meshed: peers are taken up that announce what they serve.
     """
 
     blocks_map: BlocksMap | None
     reroute_timeout_s: float
     codec: Codec = Codec.EXACT
+    hands_head: bool = False
     is_meshed: bool = False
 
 
@@ -80,15 +82,22 @@ def load_remote(
     layout = RowLayout(wire_dtype(dtype), routing.codec, config.hidden_size)
     model_print = _fingerprint(folder, config, blocks_map)
     spans = {} if blocks_map is None else blocks_map.spans()
-    wanted = Wanted(model_print, config.num_layers, layout.dtype, layout.width, layout.codec)
+    hands_head = routing.hands_head
+    wanted = Wanted(model_print, config.num_layers, layout.dtype, layout.width, layout.codec, hands_head)
     listed = {peer: ranges[0] for peer, ranges in spans.items() if peer is not None}
     peers = PeerTable(wanted, listed, {} if blocks_map is None else blocks_map.addrs())
+    if hands_head and any(one.end == config.num_layers for one in spans.get(None, [])):
+        raise BlocksMapError(
+            f"the map gives layer {config.num_layers - 1}, the last, to this node: there is no hop to hand the head to"
+        )
     mesh = CallerMesh(model_print, config.num_layers, switchboard.peer_id) if routing.is_meshed else None
-    node = CallerNode(switchboard, peers, layout, secrets.randbits(62), mesh)
+    node = CallerNode(switchboard, peers, layout, secrets.randbits(62), config.vocab_size, mesh)
     node.turn(0.0)
     max_context = find_max_context(options.max_context, config)
-    part = _load_part(folder, options, config, [(one.start, one.end) for one in spans.get(None, [])], progress)
-    terms = Terms(model_print, layout.dtype, layout.codec, max_context, LEASE_S, routing.reroute_timeout_s)
+    own = [(one.start, one.end) for one in spans.get(None, [])]
+    part = _load_part(folder, options, ModelPart(0, 0, head=not hands_head), own, progress)
+    kinds = layout.dtype, layout.codec
+    terms = Terms(model_print, *kinds, max_context, LEASE_S, routing.reroute_timeout_s, hands_head)
     runner = RemoteRunner(part, node, terms, layout)
     tokenizer = Tokenizer.load(folder)
     engine = Engine(runner, tokenizer.decode, byte_tokens=tokenizer.byte_tokens, max_sequences=MAX_SEQUENCES)
@@ -112,18 +121,20 @@ def load_remote(
 def _load_part(
     folder: Path,
     options: LoadOptions,
-    config: ModelConfig,
+    ends: ModelPart,
     spans: list[tuple[int, int]],
     progress: Callable[[int, int], None] | None,
 ) -> CallerPart:
+    """The embedding, the head where it is asked for, and the layers that run here."""
+    config = load_config(folder)
     device = find_device(options.device)
     dtype = find_dtype(options.dtype, config, device)
     max_context = find_max_context(options.max_context, config)
     placement = Placement(device, dtype, max_context, find_weight_bits(options.quantize))
-    ends = load_model(folder, config, ModelPart(0, 0), placement, progress)
-    assert ends.embed is not None and ends.head is not None
+    model = load_model(folder, config, ends, placement, progress)
+    assert model.embed is not None
     local = tuple(load_span(folder, span, options, progress).runner for span in spans)
-    return CallerPart(config, dtype, device, ends.embed, ends.head, local)
+    return CallerPart(config, dtype, device, model.embed, model.head, local)
 
 
 def _fingerprint(folder: Path, config: ModelConfig, blocks_map: BlocksMap | None) -> bytes:

@@ -8,13 +8,17 @@ so a run that fails fails again.
 
 import heapq
 import random
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from .announcement import parse
+from .directory import Via
 from .identity import PeerId
 from .messages import Message, SessionKey
-from .switchboard import Event, PeerDown, PeerStats, PeerUp, Received
+from .switchboard import Event, Heard, PeerDown, PeerStats, PeerUp, Received, Vanished
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,15 @@ class MemoryNetwork:
         self._dead: set[PeerId] = set()
         self._frozen: set[PeerId] = set()
         self._cut: set[frozenset[PeerId]] = set()
+        self._announced: dict[PeerId, bytes] = {}
         self._last_arrival: dict[tuple[PeerId, PeerId, SessionKey | None], float] = defaultdict(float)
 
     def join(self, peer: PeerId) -> "MemorySwitchboard":
         """A node's switchboard; a killed node that joins again is a new process under the same key."""
         self._dead.discard(peer)
         self._nodes[peer] = MemorySwitchboard(self, peer)
+        for other, announcement in self._announced.items():
+            self._schedule(2 * self.quality.delay_s, partial(self._hear, peer, other, announcement))
         return self._nodes[peer]
 
     def attach(self, peer: PeerId, turn: Callable[[], float | None]) -> None:
@@ -73,6 +80,7 @@ class MemoryNetwork:
         self._dead.add(peer)
         self._actors.pop(peer, None)
         self._disconnect(peer, "it died")
+        self._announce(peer, None, self.quality.notice_s)
 
     def freeze(self, peer: PeerId) -> None:
         """Stop a node's own work while its connections stay up, as SIGSTOP does to the model's process alone."""
@@ -133,6 +141,28 @@ class MemoryNetwork:
             arrival = max(self.now + delay, self._last_arrival[stream])
             self._last_arrival[stream] = arrival
             self._schedule(arrival - self.now, lambda: self._deliver(sender, receiver, message))
+
+    def publish(self, peer: PeerId, announcement: bytes | None) -> None:
+        """See MeshSwitchboard.publish: everybody hears it, as if they all were at one relay."""
+        self._announce(peer, announcement, 2 * self.quality.delay_s)
+
+    def _announce(self, peer: PeerId, announcement: bytes | None, delay_s: float) -> None:
+        if announcement is None and peer not in self._announced:
+            return
+        self._announced.pop(peer, None)
+        if announcement is not None:
+            self._announced[peer] = announcement
+        for other in self._nodes:
+            if other != peer:
+                self._schedule(delay_s, partial(self._hear, other, peer, announcement))
+
+    def _hear(self, listener: PeerId, peer: PeerId, announcement: bytes | None) -> None:
+        if listener in self._dead:
+            return
+        if announcement is None:
+            self._tell(listener, Vanished(peer))
+        else:
+            self._tell(listener, Heard(parse(announcement, time.time()), announcement, Via.RELAY))
 
     def _connected(self, one: PeerId, other: PeerId) -> bool:
         return not {one, other} & self._dead and frozenset((one, other)) not in self._cut
@@ -208,6 +238,15 @@ class MemorySwitchboard:
     def send(self, peer: PeerId, message: Message) -> None:
         """See Switchboard."""
         self._network.send(self._peer, peer, message)
+
+    @property
+    def relays(self) -> tuple[str, ...]:
+        """See MeshSwitchboard."""
+        return ()
+
+    def publish(self, announcement: bytes | None) -> None:
+        """See MeshSwitchboard."""
+        self._network.publish(self._peer, announcement)
 
     def send_all(self, messages: Iterable[tuple[PeerId, Message]]) -> None:
         """See Switchboard."""

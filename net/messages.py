@@ -115,6 +115,7 @@ class Step:
             hop that has their positions drops them.
         width: elements in a row.
         payload: rows packed by ``codec``: num_tokens of them, towards the caller num_wanted, and no step if that is 0.
+        is_drawn: the last hop draws the tokens behind the wanted rows, as a Draw says, and sends those and no rows.
     """
 
     session: SessionKey
@@ -127,6 +128,7 @@ class Step:
     codec: Codec
     width: int
     payload: bytes | memoryview
+    is_drawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,51 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """Caller to last hop: the session's tokens from position ``start`` on, for a Draw with a repetition penalty."""
+
+    session: SessionKey
+    start: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Caller to last hop, before or after the step gets there: how to draw the tokens behind its wanted rows.
+
+    The settings are those of llama/sampling.py's SamplingParams.
+    """
+
+    session: SessionKey
+    step: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    num_logprobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnToken:
+    """A token, and the likeliest ones as (id, log-probability), best first."""
+
+    token_id: int
+    logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Last hop to caller: the tokens that were drawn behind the rows of the positions from ``position`` on."""
+
+    session: SessionKey
+    step: int
+    position: int
+    tokens: tuple[DrawnToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """Node to everybody connected: no new sessions; those that are open are kept for ``grace_s`` more."""
 
@@ -210,6 +257,7 @@ class Serving:
         free_tokens: that its pages still have room for.
         step_us: a decode step of its span, measured lately; 0 if there was none.
         version: of the software.
+        has_head: it can draw tokens, where its span ends with the model's last layer.
     """
 
     model: str
@@ -221,6 +269,24 @@ class Serving:
     free_tokens: int
     step_us: int
     version: str
+    has_head: bool = False
 
 
-Message = Open | Opened | Step | Done | Reroute | Rollback | Close | Refuse | Lease | Goodbye | Ask | Serving
+ToLastHop = Context | Draw
+Message = (
+    Open
+    | Opened
+    | Step
+    | Done
+    | Reroute
+    | Rollback
+    | Close
+    | Refuse
+    | Lease
+    | Context
+    | Draw
+    | Drawn
+    | Goodbye
+    | Ask
+    | Serving
+)

@@ -28,7 +28,7 @@ STALLED_AFTER_S = 60.0  # without a turn of the server; the longest batch, on a 
 REQUEST_TIMEOUT_S = 5.0  # a client that sends its request slower than that is cut off
 
 KINDS = ("decode", "prefill", "replay")
-STAGES = ("queue", "unpack", "forward", "pack", "send")
+STAGES = ("queue", "unpack", "forward", "draw", "pack", "send")
 
 # From a token's step in a small model to a prefill chunk of a large one on a CPU
 _STEP_BUCKETS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -48,7 +48,7 @@ class NodeMetrics:
         steps, tokens: computed, by kind: decode, prefill or replay.
         batch_size: sequences computed together.
         stage_seconds: how long it took, by stage: queue, of each step from its arrival to its start; and of each batch
-            unpack, forward, pack and send.
+            unpack, forward, draw (where the head is here), pack and send.
         refusals: sessions that were refused or ended, by reason.
     """
 

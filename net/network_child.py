@@ -116,6 +116,10 @@ class NetworkProcess:
         network = None if start.network is None else Network(PeerId(start.network))
         guests = Guests(None if start.allow is None else frozenset(map(PeerId, start.allow)), network)
         self._endpoint = endpoint = Endpoint(identity, guests, self._tell, start.max_datagram_bytes, start.membership)
+        if start.ice:
+            from .ice import IceAgents  # aioice is loaded where it is asked for
+
+            endpoint.ice = IceAgents(endpoint, endpoint.carrier, endpoint.relays)
         self._mesh = MeshMember(endpoint, identity, network, start.membership, self._tell)
         try:
             endpoint.listen(start.listen)

@@ -58,6 +58,7 @@ class MeshPart:
         lan: the addresses of the interfaces on which it looks for others, empty for all; None for not at all.
         network: whose members are let in, beside those that are allowed by name; None for an open one.
         membership: what it shows of that.
+        ice: it looks for ways to peers by ICE too.
     """
 
     relays: tuple[str, ...] = ()
@@ -65,6 +66,7 @@ class MeshPart:
     lan: tuple[str, ...] | None = None
     network: PeerId | None = None
     membership: bytes = b""
+    ice: bool = False
 
 
 class ProcessSwitchboard:
@@ -133,6 +135,7 @@ class ProcessSwitchboard:
             lan=mesh.lan,
             network=None if mesh.network is None else mesh.network.digest,
             membership=mesh.membership,
+            ice=mesh.ice,
         )
         try:
             switchboard._write(pack_order(start))

@@ -49,6 +49,7 @@ class Wanted:
 
     Attributes:
         width: elements in a row.
+        has_head: whoever runs the last layer must draw tokens too.
     """
 
     fingerprint: bytes
@@ -56,6 +57,7 @@ class Wanted:
     dtype: Dtype
     width: int
     codec: Codec = Codec.EXACT
+    has_head: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -197,6 +199,8 @@ class PeerTable:
             entry.problem = f"it takes {dtype} activations, and these are {self._wanted.dtype.name.lower()}"
         elif self._wanted.codec not in answer.codecs:
             entry.problem = f"it does not take activations packed as {self._wanted.codec.name.lower()}"
+        elif self._wanted.has_head and answer.end == self._wanted.num_layers and not answer.has_head:
+            entry.problem = "it has not the head, which is to draw the tokens; its --head loads it"
         elif not entry.layers:
             entry.problem = f"it serves layers {served}, and not {entry.listed}"
         if served and answer.step_us and entry.layer_s is None:

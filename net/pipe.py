@@ -37,6 +37,7 @@ class Start(_Struct, frozen=True):
     lan: tuple[str, ...] | None
     network: bytes | None
     membership: bytes
+    ice: bool = False
 
     def __repr__(self) -> str:
         return f"Start(listen={self.listen!r}, allow={self.allow!r})"  # not the seed

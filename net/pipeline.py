@@ -16,14 +16,16 @@ from torch import Tensor
 from ..llama.batch import Chunk
 from ..llama.model import Embed
 from ..llama.runner import SpanRunner
+from ..llama.sampling import SamplingParams
 from .activations import pack, unpack
 from .caller_node import CallerNode
 from .caller_session import CallerSession, Terms
 from .identity import PeerId
 from .kept_rows import KeptRows
 from .layer_range import LayerRange, gaps
-from .messages import Step
+from .messages import Context, Draw, Drawn, DrawnToken, SessionKey, Step, ToLastHop
 from .row_layout import Payload, RowLayout
+from .wire import MAX_CONTEXT_IDS
 
 CHUNK_TOKENS = 128  # of a prompt; a 512-token step of the engine is four, which keeps as many hops busy
 
@@ -52,6 +54,9 @@ class Flow:
         number: its name in the pages of local stretches.
         token_ids: all that it should have; ``fed`` of them were fed.
         rows: [E] each, by position: what came out of the last stretch and was wanted.
+        drawn: instead, where the last hop draws: the token behind each position.
+        sampling: how, for the steps that are fed next.
+        num_told: of token_ids, that the last hop knows for a repetition penalty.
         sessions: by the index of their stretch.
         wanted: of each chunk in a session that is not the last stretch, how many rows its last stretch should give.
     """
@@ -60,6 +65,9 @@ class Flow:
     token_ids: list[int] = field(default_factory=list)
     fed: int = 0
     rows: dict[int, Tensor] = field(default_factory=dict)
+    drawn: dict[int, DrawnToken] = field(default_factory=dict)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    num_told: int = 0
     sessions: dict[int, CallerSession] = field(default_factory=dict)
     kept: dict[int, KeptRows] = field(default_factory=dict)
     wanted: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -97,12 +105,43 @@ class _Kept:
         return self._kept.between(start, stop)
 
 
+class _Drawer:
+    """Tells the last hop how to draw a flow's next token."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+
+    def opened(self) -> None:
+        """See Drawer."""
+        self._flow.num_told = 0
+
+    def words(self, key: SessionKey, step: int, stop: int) -> list[ToLastHop]:
+        """See Drawer."""
+        flow, sampling = self._flow, self._flow.sampling
+        words: list[ToLastHop] = []
+        while sampling.repetition_penalty != 1.0 and flow.num_told < stop:
+            start, flow.num_told = flow.num_told, min(flow.num_told + MAX_CONTEXT_IDS, stop)
+            words.append(Context(key, start, tuple(flow.token_ids[start : flow.num_told])))
+        draw = Draw(
+            session=key,
+            step=step,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=sampling.seed or 0,  # greedy has none
+            num_logprobs=sampling.logprobs,
+        )
+        return [*words, draw]
+
+
 class Pipeline:
     """Owner of the flows.
 
     Args:
         local: the layers that run here, in order; each has pages of its own, which are the pipeline's alone.
-        terms: of every session.
+        terms: of every session; with is_drawn the hop behind which there is none draws the tokens.
     """
 
     def __init__(
@@ -220,13 +259,18 @@ class Pipeline:
             flow.kept[index] = KeptRows(self._layout)
             source = _Kept(flow.kept[index])
 
-        def sink(step: Step) -> None:
-            is_last = index + 1 == len(self.stretches)
+        is_last = index + 1 == len(self.stretches)
+
+        def sink(step: Step | Drawn) -> None:
+            if isinstance(step, Drawn):
+                flow.drawn.update(enumerate(step.tokens, step.position))
+                return
             num_wanted = step.num_wanted if is_last else flow.wanted.pop((index, step.position))
             rows = unpack(step.payload, self._layout)
             self._enter(flow, index + 1, step.position, rows, step.num_tokens, num_wanted)
 
-        flow.sessions[index] = self._node.open_session(layers, self._terms, source, sink)
+        drawer = _Drawer(flow) if is_last and self._terms.is_drawn else None
+        flow.sessions[index] = self._node.open_session(layers, self._terms, source, sink, drawer)
 
     def _enter(
         self, flow: Flow, index: int, position: int, rows: Tensor | None, num_tokens: int, num_wanted: int
@@ -286,3 +330,5 @@ class Pipeline:
             kept.truncate(length)
         flow.wanted = {where: count for where, count in flow.wanted.items() if where[1] < length}
         flow.rows.clear()
+        flow.drawn.clear()
+        flow.num_told = min(flow.num_told, length)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ..errors import MembershipError, NetworkError
 from .announcement import peek
-from .carrier import Connection
+from .connection import Connection
 from .directory import Directory
 from .endpoint import Endpoint
 from .identity import PeerId
@@ -71,7 +71,7 @@ class RelayDesk:
         self._loop = asyncio.get_running_loop()
         self._connections: dict[PeerId, Connection] = {}
         self._watchers: set[PeerId] = set()
-        self._queues: dict[bytes, _Queue] = {}  # by the datagrams' first bytes, whose turn it is first
+        self._queues: dict[bytes, _Queue] = {}  # those that are not empty, by the datagrams' first bytes
 
     @property
     def num_connected(self) -> int:
@@ -122,8 +122,6 @@ class RelayDesk:
         self.table.handle_deadline(now)
         for peer in self.directory.expire(now):
             self._tell_watchers(Withdrawn(peer))
-        for prefix in [one for one, queue in self._queues.items() if not queue.datagrams]:
-            del self._queues[prefix]
         self._say()
 
     def moved(self, connection: Connection) -> None:
@@ -178,37 +176,43 @@ class RelayDesk:
 
     def forward(self, datagram: bytes, way: Direct, now: float) -> None:
         """See Forwarder."""
-        channel, from_asker = datagram[1:CHANNEL_PREFIX_BYTES], is_from_asker(datagram)
+        prefix = datagram[:CHANNEL_PREFIX_BYTES]
+        channel, from_asker = prefix[1:], is_from_asker(prefix)
         ends = self.table.ends(channel, from_asker=from_asker)
         if ends is None:
             return
         sender = self._connections[ends[0]]
         if sender.path.way != way:
             self._carrier.heard_from(sender, way)
-        if not self.table.passes(channel, len(datagram), now, from_asker=from_asker):
+        num_bytes = len(datagram)
+        if not self.table.passes(channel, num_bytes, now, from_asker=from_asker):
             return
-        queue = self._queues.get(datagram[:CHANNEL_PREFIX_BYTES])
+        queue = self._queues.get(prefix)
         if queue is None:
-            queue = self._queues[datagram[:CHANNEL_PREFIX_BYTES]] = _Queue(ends[1])
-        if queue.num_bytes + len(datagram) > MAX_WAITING_BYTES:
+            queue = self._queues[prefix] = _Queue(ends[1])
+        if queue.num_bytes + num_bytes > MAX_WAITING_BYTES:
             self.table.dropped(channel, from_asker=from_asker)
             return
         queue.datagrams.append(datagram)
-        queue.num_bytes += len(datagram)
+        queue.num_bytes += num_bytes
 
     def flush(self) -> None:
-        """See Forwarder."""
-        waiting = [(prefix, queue) for prefix, queue in self._queues.items() if queue.datagrams]
+        """See Forwarder. What the kernel does not take now is sent when it takes more, as this is called again then."""
+        waiting = dict(self._queues)
         while waiting:
-            still = []
-            for prefix, queue in waiting:
+            still = {}
+            for prefix, queue in waiting.items():
                 connection = self._connections.get(queue.receiver)
-                if connection is not None and self._carrier.is_full(connection.path.way):
-                    continue  # when the kernel takes more, this is called again
+                if connection is None:
+                    del self._queues[prefix]
+                    continue
+                if self._carrier.is_full(connection.path.way):
+                    continue
                 turn = [queue.datagrams.popleft() for _ in range(min(TURN_DATAGRAMS, len(queue.datagrams)))]
                 queue.num_bytes -= sum(map(len, turn))
-                if connection is not None:
-                    self._carrier.send(connection.path.way, turn)
+                self._carrier.send(connection.path.way, turn)
                 if queue.datagrams:
-                    still.append((prefix, queue))
+                    still[prefix] = queue
+                else:
+                    del self._queues[prefix]
             waiting = still

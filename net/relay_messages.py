@@ -5,6 +5,7 @@
                 is taken tells the asker. Datagrams then go both ways beside the connections, see ways.py
     leave       either end, or the relay, closes a channel
     candidates  what two nodes tell each other on the connection that they have through the channel, to do without it
+    ice         the same for ICE (ice.py), which has sockets of its own
     announce    the node says what it serves, signed (announcement.py); watchers get what others have announced
 
 The relay cannot read what goes through a channel, and what it says of a peer is proven by nobody but that peer.
@@ -113,6 +114,22 @@ class Candidates:
     addrs: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class IceOffer:
+    """Node to node: let us look for a pair of sockets by ICE, see ice.py; and the answer to it.
+
+    Attributes:
+        is_answer: to the other's.
+        ufrag, pwd: what checks of this end's sockets are named and authenticated by (RFC 8445, section 5.3).
+        candidates: this end's sockets, each as a line of SDP has them (RFC 8839, section 5.1).
+    """
+
+    is_answer: bool
+    ufrag: str
+    pwd: str
+    candidates: tuple[str, ...]
+
+
 RelayMessage = (
     Register
     | Registered
@@ -127,4 +144,5 @@ RelayMessage = (
     | Withdrawn
     | Revoke
     | Candidates
+    | IceOffer
 )

@@ -1,5 +1,5 @@
-"""RemoteRunner: a Runner whose layers are run by peers, or some of them here. Embedding, norm, head and sampling always
-are here, so that nobody else sees a token.
+"""RemoteRunner: a Runner whose layers are run by peers, or some of them here. Embedding, norm, head and sampling are
+here, so that nobody else sees a token; or the last hop has norm and head and draws, and this node need not load them.
 
 Prompts are not waited for: a step that draws nothing returns as soon as its tokens are on their way, and the next one
 is sent behind it. A sequence that is released is kept for a while, at the peers too, so that the conversation that it
@@ -32,13 +32,15 @@ SETTLING_S = 1.0  # how long peers are waited for at the start while others alre
 
 @dataclass(frozen=True, slots=True)
 class CallerPart:
-    """What a caller has of the model: all but the layers, or all but some; ``local`` in order."""
+    """What a caller has of the model: all but the layers, or all but some; ``local`` in order. Without a head the last
+    hop draws.
+    """
 
     config: ModelConfig
     dtype: torch.dtype
     device: torch.device
     embed: Embed
-    head: Head
+    head: Head | None
     local: tuple[SpanRunner, ...] = ()
 
 
@@ -59,7 +61,9 @@ class RemoteRunner:
         self._vocab_size = config.vocab_size
         self._device = part.device
         self._pipeline = Pipeline(node, terms, layout, part.embed, part.local, config.num_layers)
-        self._sampler = StepSampler(part.head, config.vocab_size, part.device, self._context)
+        self._sampler = None
+        if part.head is not None:
+            self._sampler = StepSampler(part.head, config.vocab_size, part.device, self._context)
         self._flows: dict[int, Flow] = {}
         self._idle: list[Flow] = []  # the one that was used last is the last
         self._route: list[RouteHop] = []
@@ -136,6 +140,7 @@ class RemoteRunner:
             flow = self._flows[item.sequence_id]
             assert len(flow.token_ids) == item.position, f"a step at {item.position} of {len(flow.token_ids)} tokens"
             flow.token_ids.extend(item.token_ids)
+            flow.sampling = item.sampling
             self._pipeline.feed(flow, item.num_samples)
         try:
             self._turn(0.0)
@@ -147,10 +152,12 @@ class RemoteRunner:
             for item in items:
                 self.rollback(item.sequence_id, item.position)
             raise
-        hidden = [row for item in items for row in self._take_rows(item)]  # [E] each
-        if not hidden:
+        if not any(item.num_samples for item in items):
             return [[] for _ in items]
         self._route = self._pipeline.route(self._flows[items[0].sequence_id])
+        if self._sampler is None:
+            return [self._take_drawn(item) for item in items]
+        hidden = [row for item in items for row in self._take_rows(item)]  # [E] each
         return self._sampler.draw(torch.stack(hidden).to(self._device), items)
 
     def fork(self, sequence_id: int, new_id: int) -> None:
@@ -163,12 +170,12 @@ class RemoteRunner:
     def rollback(self, sequence_id: int, length: int) -> None:
         """See Runner.rollback."""
         self._pipeline.rollback(self._flows[sequence_id], length)
-        self._sampler.forget(sequence_id)
+        self._forget(sequence_id)
 
     def release(self, sequence_id: int) -> None:
         """See Runner.release."""
         flow = self._flows.pop(sequence_id)
-        self._sampler.forget(sequence_id)
+        self._forget(sequence_id)
         self._pipeline.rollback(flow, self._pipeline.length(flow))
         if flow.token_ids:
             self._idle.append(flow)
@@ -229,13 +236,24 @@ class RemoteRunner:
         flow = self._flows[item.sequence_id]
         end = item.position + len(item.token_ids)
         if item.num_samples:
-            return all(position in flow.rows for position in range(end - item.num_samples, end))
+            found = flow.rows if self._sampler is not None else flow.drawn
+            return all(position in found for position in range(end - item.num_samples, end))
         return end - self._pipeline.length(flow) <= MAX_TOKENS_IN_FLIGHT
 
     def _take_rows(self, item: StepItem) -> list[Tensor]:
         flow = self._flows[item.sequence_id]
         end = item.position + len(item.token_ids)
         return [flow.rows.pop(position) for position in range(end - item.num_samples, end)]
+
+    def _take_drawn(self, item: StepItem) -> list[SampledToken]:
+        flow = self._flows[item.sequence_id]
+        end = item.position + len(item.token_ids)
+        tokens = [flow.drawn.pop(position) for position in range(end - item.num_samples, end)]
+        return [SampledToken(one.token_id, one.logprobs) for one in tokens]
+
+    def _forget(self, sequence_id: int) -> None:
+        if self._sampler is not None:
+            self._sampler.forget(sequence_id)
 
     def _resume(self, token_ids: Sequence[int]) -> tuple[Flow, int]:
         """The idle flow that begins most like ``token_ids``, cut to what they have in common; else a new one."""

@@ -20,6 +20,7 @@ class ServedSpan:
         codecs: that may pack them.
         max_tokens: that a session may have.
         version: of the software.
+        vocab_size: token ids are below it, where the model's head is here as well; else 0.
     """
 
     model: str
@@ -32,6 +33,7 @@ class ServedSpan:
     codecs: tuple[Codec, ...]
     max_tokens: int
     version: str
+    vocab_size: int = 0
 
     def layout(self, codec: Codec) -> RowLayout:
         """Of a session's rows."""
@@ -40,7 +42,8 @@ class ServedSpan:
     def announce(self, free_tokens: int, step_us: int) -> Serving:
         """The answer to who asks."""
         span = self.start, self.end, self.dtype, self.codecs
-        return Serving(self.model, self.fingerprint, *span, free_tokens, step_us, self.version)
+        has_head = self.vocab_size > 0
+        return Serving(self.model, self.fingerprint, *span, free_tokens, step_us, self.version, has_head)
 
     def announce_nothing(self) -> Serving:
         """The same of a node that serves no layers now."""

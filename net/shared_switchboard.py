@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 from ..errors import NetworkError
 from .identity import PeerId
-from .messages import Ask, Close, Lease, Message, Open, Reroute, Rollback, Step
+from .messages import Ask, Close, Context, Draw, Lease, Message, Open, Reroute, Rollback, Step
 from .switchboard import Event, MeshSwitchboard, PeerDown, PeerStats, PeerUp, Received
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 MAX_WAITING_BYTES = 16 << 20  # that one of the two has not read; then nothing more is read: as network_child.HOLD_BYTES
 EVENT_COST_BYTES = 256  # that each counts for beside its payload, as outbox.MESSAGE_COST_BYTES
 READ_S = 0.25  # how soon the thread that reads notices the end
-_TO_SERVERS = (Ask, Open, Reroute, Rollback, Close, Lease)
+_TO_SERVERS = (Ask, Open, Reroute, Rollback, Close, Lease, Context, Draw)
 
 
 class Role(Enum):

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from ..llama.batch import Chunk
+from ..llama.model import Head
 from ..llama.runner import SpanRunner
 from .activations import TORCH_DTYPES, pack, unpack_into
+from .draw_tokens import draw_tokens
+from .draws import DrawRows
 from .hop_outputs import Dial, ReadyStep, Release, Send, Timing, Truncate
 from .hop_sessions import HopSessions
 from .identity import PeerId
-from .messages import Message, Opened, Reason, Refuse, SessionKey
+from .messages import Drawn, Message, Opened, Reason, Refuse, SessionKey
 from .metrics import NodeMetrics
 from .span_announcer import SpanAnnouncer
 from .switchboard import Event, PeerDown, PeerUp, Received, Switchboard
@@ -34,6 +37,7 @@ class SpanServer:
     Args:
         runner: of the layers that ``sessions`` serves; its pages are the server's alone.
         metrics: where figures go; by default nobody reads them.
+        head: draws tokens, where it is here.
 
     Attributes:
         announcer: tells the mesh of this node, where it takes part in one.
@@ -45,8 +49,10 @@ class SpanServer:
         runner: SpanRunner,
         sessions: HopSessions,
         metrics: NodeMetrics | None = None,
+        head: Head | None = None,
     ) -> None:
         self.sessions = sessions
+        self._head = head
         self._metrics = metrics or NodeMetrics()
         self.announcer: SpanAnnouncer | None = None
         self._report_at = 0.0
@@ -105,6 +111,7 @@ class SpanServer:
     def _carry_out(self) -> None:
         sequences = self._runner.sequences
         messages: list[tuple[PeerId, Message]] = []
+        draws: list[DrawRows] = []
         for output in self.sessions.take_outputs():
             match output:
                 case Send(peer, message):
@@ -120,8 +127,14 @@ class SpanServer:
                 case Release(sequence_id):
                     if sequence_id in sequences:
                         sequences.release(sequence_id)
+                case DrawRows():
+                    draws.append(output)
+        if draws:
+            messages = [*self._drawn(draws), *messages]  # a step is complete before it is Done
         if messages:
             self._switchboard.send_all(messages)
+        if draws:
+            self._carry_out()  # sessions whose tokens could not be drawn
 
     def _note_refusal(self, message: Refuse) -> None:
         """Into the figures and the log; a message to a session that is gone may come with every token."""
@@ -167,6 +180,23 @@ class SpanServer:
             sequences.append(chunk.sequence_id, chunk.num_tokens)
         with self._metrics.stage("pack"):
             return [_packed(ready, rows) for ready, rows in zip(batch, hidden.split(counts), strict=True)]
+
+    def _drawn(self, draws: Sequence[DrawRows]) -> list[tuple[PeerId, Message]]:
+        """Draw all tokens together; who gets what."""
+        assert self._head is not None, "the sessions know that a head is here"
+        try:
+            with self._metrics.stage("draw"), torch.inference_mode():
+                tokens = draw_tokens(self._head, draws, self._runner.device)
+        except Exception as error:
+            log.exception("session=%s: tokens of %s steps could not be drawn", draws[0].step.session, len(draws))
+            self.sessions.fail_draws(
+                draws, f"tokens could not be drawn ({type(error).__name__}); this node's log says why"
+            )
+            return []
+        return [
+            (one.step.session.caller, Drawn(one.step.session, one.step.step, one.first, own))
+            for one, own in zip(draws, tokens, strict=True)
+        ]
 
     def _part(self, start: int, end: int) -> SpanRunner:
         """The runner of some of the layers, over the same pages."""

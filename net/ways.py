@@ -1,4 +1,5 @@
 """Ways: how a datagram gets to a peer, straight to an address or through a relay that both ends have a connection with.
+Straight is from one of the node's own sockets, or from one that ICE has opened.
 
 A relayed datagram begins with 8 bytes: one that says which end it is from, and 7 of chance that name the channel. The
 relay passes it on as it is; what lies behind the 8 bytes is QUIC, or a probe, between the two ends alone.
@@ -16,7 +17,7 @@ Addr = tuple[Any, ...]  # as the socket module has it: host and port, with IPv6 
 CHANNEL_BYTES = 7  # of chance: what nobody can guess who does not see the datagrams
 CHANNEL_PREFIX_BYTES = 1 + CHANNEL_BYTES
 _FROM_ASKER, _FROM_OTHER = 4, 5  # the first byte; like those of probes without the bit 0x40 that QUIC's packets have
-MAX_OFFERED = 16  # addresses that a peer may name as its own, see candidates
+_MAPPED = "::ffff:"  # an IPv4 address on a socket for both (RFC 4291, section 2.5.5.2); others never begin so
 
 
 class Direct(NamedTuple):
@@ -39,7 +40,17 @@ class Relayed(NamedTuple):
         return bytes((_FROM_ASKER + _FROM_OTHER - self.prefix[0],)) + self.prefix[1:]
 
 
-Way = Direct | Relayed
+class Ice(NamedTuple):
+    """Through a pair of sockets that ICE has found, see ice.py: the peer's is at ``addr``, and ours has a number.
+
+    The address stands first, so that none is equal to a Direct one.
+    """
+
+    addr: Addr
+    number: int
+
+
+Way = Direct | Relayed | Ice
 
 
 def channel_prefix(channel: bytes, *, is_asker: bool) -> bytes:
@@ -71,15 +82,17 @@ def is_site(way: Way) -> bool:
 
 def retry_addr(way: Way) -> Addr:
     """An address for Retry tokens, which are bound to one (RFC 9000, section 8.1.2): a channel's is made up."""
-    if isinstance(way, Direct):
+    if not isinstance(way, Relayed):
         return (way.addr[0].partition("%")[0], way.addr[1])
     return (str(ipaddress.IPv6Address(b"\xfd" + bytes(16 - 1 - CHANNEL_BYTES) + way.prefix[1:])), 0)
 
 
 def shown(way: Way) -> str:
     """For people: HOST:PORT, behind RELAY_ID@ where a relay is in between."""
-    host, port = way.addr[:2]
+    host, port = way.addr[0].removeprefix(_MAPPED), way.addr[1]
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if isinstance(way, Ice):
+        return f"ice {where}"
     return where if isinstance(way, Direct) else f"{way.relay}@{where}"
 
 
@@ -99,7 +112,11 @@ def offered_addr(text: str, *, loopback: bool) -> Addr | None:
         raise NetworkError(f"{text[:80]!r} is no numeric HOST:PORT") from None
     if not colon or not 0 < number < 1 << 16:
         raise NetworkError(f"{text[:80]!r} is no numeric HOST:PORT")
-    if ip.is_multicast or ip.is_unspecified or ip.is_reserved or ip.is_link_local or (ip.is_loopback and not loopback):
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_loopback:  # before what is reserved, of which ::1 is part
+        if not loopback:
+            return None
+    elif ip.is_multicast or ip.is_unspecified or ip.is_reserved or ip.is_link_local:
         return None
     return (str(ip), number) if ip.version == 4 else (str(ip), number, 0, 0)
 

@@ -5,7 +5,9 @@ its bytes are there, and before room is made for what follows. Not here: which s
 what the rows in a payload mean (``payload_bytes`` only knows how many bytes they are).
 """
 
+import math
 import struct
+import sys
 from dataclasses import dataclass
 
 from ..errors import WireError
@@ -14,7 +16,11 @@ from .messages import (
     Ask,
     Close,
     Codec,
+    Context,
     Done,
+    Draw,
+    Drawn,
+    DrawnToken,
     Dtype,
     Goodbye,
     Lease,
@@ -34,6 +40,7 @@ from .relay_messages import (
     Announce,
     Candidates,
     Channel,
+    IceOffer,
     Leave,
     Limited,
     Reach,
@@ -55,9 +62,11 @@ from .wire_fields import (
     Number,
     Peer,
     Raw,
+    Real,
     Session,
     Several,
     Text,
+    Tuple,
     check_span,
     check_within,
     chosen,
@@ -74,11 +83,19 @@ MAX_LAYERS = 1 << 12
 MAX_LEASE_S = 24 * 3600
 MAX_ADDRS = 16
 MAX_ADDR_BYTES = 300  # a host name has at most 253 characters (RFC 1035, section 2.3.4), ":65535" six, a relay's id 41
+MAX_CANDIDATES = 16
+MAX_CANDIDATE_BYTES = 200  # of RFC 8839, section 5.1: two IPv6 addresses, six numbers, and the words between them
+MAX_ICE_NAME_BYTES = 256  # a ufrag or a pwd (RFC 8839, section 5.4)
 MAX_TEXT_BYTES = 1024
 MAX_NAME_BYTES = 256  # a model's
 MAX_VERSION_BYTES = 64
 MAX_BATCH_SIZE = (1 << 16) - 1
 MAX_CODECS = 8
+MAX_TOKEN_ID = (1 << 24) - 1  # the largest vocabularies have 256,000
+MAX_CONTEXT_IDS = 1024  # in a Context; a longer one is several
+MAX_DRAWN_TOKENS = 64  # of a step: a token and its drafts
+MAX_LOGPROBS = 100  # of a token, as llama/sampling.py has it
+MAX_DRAWN_PAIRS = 900  # logprobs of a whole Drawn: 7,200 of the 8,192 bytes that it may have
 FINGERPRINT_BYTES = 32
 INSTANCE_BYTES = 8
 PATH_TAG_BYTES = 8
@@ -93,7 +110,7 @@ _PREFIX = struct.Struct(">IBB")  # length, kind, flags
 _LENGTH_BYTES = 4  # which `length` itself does not count
 _STEP = struct.Struct(f">IBB{PEER_DIGEST_BYTES}sQIIIHBBI")
 _STEP_KIND = 1
-_IS_REPLAY = 0x01
+_IS_REPLAY, _IS_DRAWN = 0x01, 0x02
 _REVOKE_KIND = 27
 
 STEP_HEADER_BYTES = _STEP.size  # 56: a multiple of 8, so that a payload lies aligned for every dtype
@@ -137,6 +154,9 @@ _ADDRS = Several("addresses", Text("an address", MAX_ADDR_BYTES), MAX_ADDRS)
 _NEIGHBOURS = Both(_ADDRS)
 _PEER = Peer()
 _CHANNEL = Raw("channel", CHANNEL_BYTES)
+_TOKEN_ID = Number("a token's id", 4, 0, MAX_TOKEN_ID)
+_LOGPROB = Tuple(lambda *pair: pair, (_TOKEN_ID, Real("a log-probability", -math.inf, 0.0, is_single=True)))
+_DRAWN_TOKEN = Tuple(DrawnToken, (_TOKEN_ID, Several("logprobs", _LOGPROB, MAX_LOGPROBS)), ("token_id", "logprobs"))
 _LAYERS = {"start": Number("start", 2, 0, MAX_LAYERS), "end": Number("end", 2, 0, MAX_LAYERS)}
 _FINGERPRINT = Raw("fingerprint", FINGERPRINT_BYTES)
 
@@ -189,6 +209,44 @@ _FORMS = (
             "version": Text("version", MAX_VERSION_BYTES),
         },
         rule=lambda one: check_span(one.start, one.end, one.dtype),
+        flag="has_head",
+    ),
+    Form(
+        13,
+        Context,
+        {
+            "session": _SESSION,
+            "start": _POSITION,
+            "token_ids": Several("token ids", _TOKEN_ID, MAX_CONTEXT_IDS, count_bytes=2),
+        },
+    ),
+    Form(
+        14,
+        Draw,
+        {
+            "session": _SESSION,
+            "step": _STEP_NUMBER,
+            "temperature": Real("temperature", 0.0, 100.0),
+            "top_k": Number("top_k", 4, 0, (1 << 31) - 1),
+            "top_p": Real("top_p", 0.0, 1.0),
+            "min_p": Real("min_p", 0.0, 1.0),
+            "repetition_penalty": Real("repetition_penalty", sys.float_info.min, 100.0),
+            "seed": Number("seed", 8, 0, (1 << 64) - 1),
+            "num_logprobs": Number("num_logprobs", 1, 0, MAX_LOGPROBS),
+        },
+    ),
+    Form(
+        15,
+        Drawn,
+        {
+            "session": _SESSION,
+            "step": _STEP_NUMBER,
+            "position": _POSITION,
+            "tokens": Several("tokens", _DRAWN_TOKEN, MAX_DRAWN_TOKENS),
+        },
+        rule=lambda one: check_within(
+            "the number of logprobs", sum(len(token.logprobs) for token in one.tokens), 0, MAX_DRAWN_PAIRS
+        ),
     ),
     Form(16, Register, {}),
     Form(17, Registered, {"addr": Text("an address", MAX_ADDR_BYTES), "max_rate": Number("max_rate", 8, 1, 1 << 40)}),
@@ -202,6 +260,16 @@ _FORMS = (
     Form(25, Watch, {}),
     Form(26, Withdrawn, {"peer": _PEER}),
     Form(28, Candidates, {"addrs": _ADDRS}),
+    Form(
+        29,
+        IceOffer,
+        {
+            "is_answer": Flag("is_answer"),
+            "ufrag": Text("ufrag", MAX_ICE_NAME_BYTES),
+            "pwd": Text("pwd", MAX_ICE_NAME_BYTES),
+            "candidates": Several("candidates", Text("a candidate", MAX_CANDIDATE_BYTES), MAX_CANDIDATES),
+        },
+    ),
     Form(27, Revoke, {"revocations": Blob("revocations", MAX_REVOCATIONS_BYTES)}),
     Form(
         128,
@@ -243,7 +311,7 @@ def encode(message: Frame) -> tuple[Part, ...]:
         return _pack_step_header(message, len(payload)), payload
     form = _FORM_OF_TYPE[type(message)]
     fields = form.pack(message)
-    return (_PREFIX.pack(_PREFIX.size - _LENGTH_BYTES + len(fields), form.kind, 0) + fields,)
+    return (_PREFIX.pack(_PREFIX.size - _LENGTH_BYTES + len(fields), form.kind, form.flags(message)) + fields,)
 
 
 def decode(frame: memoryview) -> Frame:
@@ -262,7 +330,7 @@ def decode(frame: memoryview) -> Frame:
         step = _unpack_step(frame, frame[STEP_HEADER_BYTES:])
         _check_step(step, len(frame) - STEP_HEADER_BYTES)
         return step
-    message: Frame = _FORM_OF_KIND[kind].unpack(frame[_PREFIX.size :])
+    message: Frame = _FORM_OF_KIND[kind].unpack(frame[_PREFIX.size :], flags)
     return message
 
 
@@ -327,9 +395,9 @@ def owned(view: memoryview, begin: int, end: int) -> memoryview:
 
 def _check_prefix(kind: int, flags: int, frame_bytes: int) -> None:
     if kind == _STEP_KIND:
-        low, high, known_flags = STEP_HEADER_BYTES, MAX_FRAME_BYTES, _IS_REPLAY
+        low, high, known_flags = STEP_HEADER_BYTES, MAX_FRAME_BYTES, _IS_REPLAY | _IS_DRAWN
     elif kind in _FORM_OF_KIND:
-        low, high, known_flags = _PREFIX.size, MAX_SMALL_BYTES, 0
+        low, high, known_flags = _PREFIX.size, MAX_SMALL_BYTES, _FORM_OF_KIND[kind].known_flags
         if kind == _REVOKE_KIND:
             high = MAX_REVOKE_BYTES
     else:
@@ -344,7 +412,7 @@ def _pack_step_header(step: Step, num_payload_bytes: int) -> bytes:
     return _STEP.pack(
         STEP_HEADER_BYTES - _LENGTH_BYTES + num_payload_bytes,
         _STEP_KIND,
-        _IS_REPLAY if step.is_replay else 0,
+        _IS_REPLAY * step.is_replay | _IS_DRAWN * step.is_drawn,
         step.session.caller.digest,
         step.session.number,
         step.step,
@@ -361,7 +429,8 @@ def _unpack_step(frame: memoryview, payload: Part) -> Step:
     _, _, flags, caller, number, step, position, num_tokens, num_wanted, dtype, codec, width = _STEP.unpack_from(frame)
     session, is_replay = SessionKey(PeerId(caller), number), bool(flags & _IS_REPLAY)
     kinds = chosen(Dtype, dtype), chosen(Codec, codec)
-    return Step(session, step, position, num_tokens, num_wanted, is_replay, *kinds, width, payload)
+    is_drawn = bool(flags & _IS_DRAWN)
+    return Step(session, step, position, num_tokens, num_wanted, is_replay, *kinds, width, payload, is_drawn)
 
 
 def _check_step(step: Step, num_payload_bytes: int) -> None:

@@ -4,6 +4,7 @@ A field checks its limits in both directions, so that nothing can be sent that w
 numbers are big-endian and unsigned.
 """
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -66,6 +67,34 @@ class Number:
         value = int.from_bytes(cursor.take(self.num_bytes), "big")
         check_within(self.name, value, self.low, self.high)
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A number from ``low`` to ``high`` as an IEEE 754 binary64, or binary32 with ``is_single``; never a NaN."""
+
+    name: str
+    low: float
+    high: float
+    is_single: bool = False
+
+    def pack(self, value: float) -> bytes:
+        """See Field."""
+        check_within(self.name, value, self.low, self.high)
+        return self._layout.pack(value)
+
+    def unpack(self, cursor: Cursor) -> float:
+        """See Field."""
+        value: float = self._layout.unpack(cursor.take(self._layout.size))[0]
+        check_within(self.name, value, self.low, self.high)
+        return value
+
+    @property
+    def _layout(self) -> struct.Struct:
+        return _BINARY32 if self.is_single else _BINARY64
+
+
+_BINARY32, _BINARY64 = struct.Struct(">f"), struct.Struct(">d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +213,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """At most ``max_items`` of ``item`` after their number, a u8; a tuple."""
+    """At most ``max_items`` of ``item`` after their number, a u8 unless ``count_bytes`` says more; a tuple."""
 
     name: str
     item: Field
     max_items: int
+    count_bytes: int = 1
 
     def pack(self, value: tuple[Any, ...]) -> bytes:
         """See Field."""
@@ -200,7 +230,7 @@ class Several:
 
     @property
     def _count(self) -> Number:
-        return Number(f"the number of {self.name}", 1, 0, self.max_items)
+        return Number(f"the number of {self.name}", self.count_bytes, 0, self.max_items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,28 +265,58 @@ class Both:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuple:
+    """Several fields, one behind the other, as ``make`` takes them; ``names`` are its attributes, if it has such."""
+
+    make: Callable[..., Any]
+    items: tuple[Field, ...]
+    names: tuple[str, ...] = ()
+
+    def pack(self, value: Any) -> bytes:
+        """See Field."""
+        parts = [getattr(value, name) for name in self.names] if self.names else value
+        return b"".join(item.pack(part) for item, part in zip(self.items, parts, strict=True))
+
+    def unpack(self, cursor: Cursor) -> Any:
+        """See Field."""
+        return self.make(*(item.unpack(cursor) for item in self.items))
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """A message's fields in the order in which they lie, which is that of its dataclass.
 
     Attributes:
         kind: the number of the message.
         rule: what fields must be to each other; raises WireError.
+        flag: the field that is no byte of its own but the frame's flag 0x01; None where there is none.
     """
 
     kind: int
     message: type
     fields: dict[str, Field]
     rule: Callable[[Any], None] = lambda _: None
+    flag: str | None = None
+
+    @property
+    def known_flags(self) -> int:
+        """The bits that mean something."""
+        return 0 if self.flag is None else 1
+
+    def flags(self, message: Any) -> int:
+        """Those of a message."""
+        return 0 if self.flag is None else int(getattr(message, self.flag))
 
     def pack(self, message: Any) -> bytes:
         """All fields. Raises WireError."""
         self.rule(message)
         return b"".join(field.pack(getattr(message, name)) for name, field in self.fields.items())
 
-    def unpack(self, data: memoryview) -> Any:
+    def unpack(self, data: memoryview, flags: int = 0) -> Any:
         """The message. Raises WireError."""
         cursor = Cursor(data)
-        message = self.message(**{name: field.unpack(cursor) for name, field in self.fields.items()})
+        flagged = {} if self.flag is None else {self.flag: bool(flags)}
+        message = self.message(**{name: field.unpack(cursor) for name, field in self.fields.items()}, **flagged)
         cursor.finish()
         self.rule(message)
         return message
@@ -271,7 +331,7 @@ def chosen(enumeration: type[IntEnum], number: int) -> Any:
         raise WireError(f"{enumeration.__name__.lower()} {number} is unknown; there are {known}") from error
 
 
-def check_within(name: str, value: int, low: int, high: int) -> None:
+def check_within(name: str, value: float, low: float, high: float) -> None:
     """Raises WireError unless ``low <= value <= high``."""
     if not low <= value <= high:
         raise WireError(f"{name} is {value}; {low} to {high} are allowed")

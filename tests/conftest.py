@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import tokenizers
 import torch
@@ -17,6 +18,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # no timing decides a test
+hypothesis.settings.load_profile("untimed")
 
 torch.set_num_threads(2)  # what CI has; more only makes small models slower
 

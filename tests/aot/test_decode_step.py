@@ -12,7 +12,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 
-from hopformer.bench.offline_driver import compiling_for
+from hopformer.bench.offline_driver import compiling_for, counting_launches
 from hopformer.llama.assemble import ModelPart, Placement, load_model
 from hopformer.llama.config import load_config
 from hopformer.llama.decode_step import StaticDecode
@@ -56,8 +56,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run_step(folder: Path, end: int, batch_size: int, weight_bits: int | None, kv_dtype: torch.dtype) -> Counter[str]:
-    """Compile a step of the layers 0 .. end for an H100; what torch carried out beside the kernels."""
+def run_step(
+    folder: Path, end: int, batch_size: int, weight_bits: int | None, kv_dtype: torch.dtype
+) -> tuple[Counter[str], Counter[str]]:
+    """Compile a step of the layers 0 .. end for an H100; what torch carried out beside the kernels, and these."""
     config = load_config(folder)
     part = ModelPart(0, end)
     placement = Placement(META, torch.bfloat16, 1024, weight_bits)
@@ -65,20 +67,22 @@ def run_step(folder: Path, end: int, batch_size: int, weight_bits: int | None, k
         model = load_model(folder, config, part, placement)
         cache = KVCache(KVShape(end, 8, 64, kv_dtype), 64, 64, META)
         step = StaticDecode(model, cache, 1024, batch_size)
-        with Operations() as operations:
+        with Operations() as operations, counting_launches() as launches:
             step.run()
     assert "_decode_kernel" in {one.name for one in compiled}
-    return operations.counts
+    return operations.counts, launches
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=["bf16", "int8", "fp8"])
 @pytest.mark.parametrize("weight_bits", [None, 8, 4])
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_no_value_is_waited_for(folder: Path, batch_size: int, weight_bits: int | None, kv_dtype: torch.dtype) -> None:
-    assert run_step(folder, 2, batch_size, weight_bits, kv_dtype)
+    _, launches = run_step(folder, 2, batch_size, weight_bits, kv_dtype)
+    assert launches["_decode_kernel"] == 2, "attention is one launch a layer"
 
 
-def test_a_layer_of_a_small_step_is_nothing_but_kernels(folder: Path) -> None:
-    two = run_step(folder, 2, 1, None, torch.bfloat16)
-    four = run_step(folder, 4, 1, None, torch.bfloat16)
+def test_a_layer_of_a_small_step_is_six_launches_and_nothing_else(folder: Path) -> None:
+    two, of_two = run_step(folder, 2, 1, None, torch.bfloat16)
+    four, of_four = run_step(folder, 4, 1, None, torch.bfloat16)
     assert set(four - two) <= FREE
+    assert of_four - of_two == {"_gemv_kernel": 8, "_rope_kv_write_kernel": 2, "_decode_kernel": 2}

@@ -53,15 +53,15 @@ class Nodes:
         self._started.append(process)
         return process
 
-    def begin(self, name: str, layers: str, port: int = 0) -> "subprocess.Popen[str]":
+    def begin(self, name: str, layers: str, port: int = 0, *more: str) -> "subprocess.Popen[str]":
         key = f"{name}.pem"
         listen = f"127.0.0.1:{port}"
         return self.popen(
-            "serve", "demo", "--layers", layers, "--listen", listen, "--identity", key, "--dtype", "float32"
+            "serve", "demo", "--layers", layers, "--listen", listen, "--identity", key, "--dtype", "float32", *more
         )
 
-    def serve(self, name: str, layers: str, port: int = 0) -> Node:
-        process = self.begin(name, layers, port)
+    def serve(self, name: str, layers: str, port: int = 0, *more: str) -> Node:
+        process = self.begin(name, layers, port, *more)
         assert process.stdout is not None
         return Node(process, json.loads(process.stdout.readline()))
 
@@ -191,6 +191,20 @@ def test_chat_names_its_peers_and_reaches_others(nodes: Nodes) -> None:
     assert err.count(f"*  {first.peer_id[:10]}..  0:4") == 2 and err.count(f"*  {last.peer_id[:10]}..  4:8") == 2
     assert f"{other.peer_id} is connected, and serves layers 4:8" in err
     assert "'abc' is no peer id" in err and err.count(other.peer_id[:10]) == 2
+
+
+def test_the_last_hop_draws_the_tokens_where_it_is_handed_the_head(nodes: Nodes) -> None:
+    first, last = nodes.serve("a", "0:4"), nodes.serve("b", "4:8", 0, "--head")
+    without = nodes.serve("c", "4:8")
+    settings = ["--temperature", 1.1, "--repetition-penalty", 1.2, "--seed", 5, "--logprobs", 2, "--json"]
+    expected = finished(nodes.generate(None, *settings, "--max-tokens", 20))
+    blocks_map = nodes.map_of(first, last, without)
+    found = finished(nodes.generate(blocks_map, "--hand-head", *settings, "--max-tokens", 20))
+    assert found["token_ids"] == expected["token_ids"]
+    assert [hop["peer"] for hop in found["route"]] == [first.peer_id, last.peer_id]
+    for mine, theirs in zip(found["logprobs"], expected["logprobs"], strict=True):
+        assert [pair[0] for pair in mine] == [pair[0] for pair in theirs]
+        assert [pair[1] for pair in mine] == pytest.approx([pair[1] for pair in theirs], abs=1e-5)
 
 
 def test_a_chat_serves_its_layers_while_it_goes_on(nodes: Nodes) -> None:

@@ -145,9 +145,7 @@ def test_a_relay_says_where_it_is_tells_its_figures_and_ends_with_0(start: Calla
         (["demo"], 2, "unexpected extra argument"),
     ],
 )
-def test_what_a_relay_cannot_do_is_one_line(
-    hopformer: Hopformer, arguments: list[str], code: int, words: str
-) -> None:
+def test_what_a_relay_cannot_do_is_one_line(hopformer: Hopformer, arguments: list[str], code: int, words: str) -> None:
     listen = [] if "--listen" in arguments else ["--listen", "127.0.0.1:0"]
     is_one_line(hopformer("relay", *listen, "--identity", "relay.pem", *arguments), code, re.escape(words))
 

@@ -4,10 +4,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from hopformer.kernels import add_rms_norm, rope_and_write_kv, swiglu
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.usefixtures("uninitialised_memory_is_nan"),
+    pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
+    pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled"),  # of cuBLAS
+]
 
 REPEATS = 20  # a race shows in one of them, or as another result
 EPS = 1e-5
@@ -76,6 +83,7 @@ def test_rotation_and_slots_agree_with_float64(
     qkv = torch.randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, device=device).to(dtype)
     cos, sin = tables(131072, head_dim, device)
     positions = torch.randint(131072, (num_tokens,), device=device)
+    positions[0] = 131071
     slots = torch.randperm(70 * 16, device=device)[:num_tokens]
     slots[num_tokens // 2 :: 5] = -1
 
@@ -97,6 +105,30 @@ def test_rotation_and_slots_agree_with_float64(
         assert torch.equal(v_pages[page, :, place], heads[kept, num_heads + num_kv_heads :])
     written = int(kept.sum()) * num_kv_heads * head_dim
     assert int(k_pages.isfinite().sum()) == int(v_pages.isfinite().sum()) == written
+
+
+def test_rotation_is_that_of_transformers_with_llama3_scaling(device: torch.device) -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = LlamaConfig(
+        hidden_size=256,
+        num_attention_heads=4,
+        max_position_embeddings=131072,
+        rope_parameters=scaling | {"rope_theta": 500000.0, "original_max_position_embeddings": 8192},
+    )
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.tensor([[0, 1, 8191, 131071]]))  # [1, T, D]
+    picked = [one[0, :, :32].contiguous().to(device) for one in (cos, sin)]
+    qkv = torch.randn(4, 8 * 64)
+    heads = qkv.view(1, 4, 8, 64).transpose(1, 2)
+    expected_q, expected_k = apply_rotary_pos_emb(heads[:, :4], heads[:, 4:6], cos, sin)
+
+    def call() -> tuple[torch.Tensor, ...]:
+        k_pages, v_pages = (torch.zeros(1, 2, 16, 64, device=device) for _ in range(2))
+        slots = torch.arange(4, device=device)
+        return rope_and_write_kv(qkv.to(device), *picked, None, slots, k_pages, v_pages), k_pages
+
+    q, k_pages = same_every_time(call)
+    torch.testing.assert_close(q.cpu(), expected_q[0].transpose(0, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(k_pages[0, :, :4].cpu(), expected_k[0], rtol=1e-5, atol=1e-5)
 
 
 def test_fp8_rows_are_the_nearest_fp8_and_never_nan(device: torch.device) -> None:

@@ -7,7 +7,12 @@ import torch
 
 from hopformer.kernels import MAX_ROWS, add_rms_norm, linear_add, norm_linear, norm_swiglu, swiglu
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.usefixtures("uninitialised_memory_is_nan"),
+    pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
+    pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled"),  # of cuBLAS
+]
 
 REPEATS = 20  # a race shows in one of them, or as another result
 EPS = 1e-5

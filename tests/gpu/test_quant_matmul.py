@@ -8,7 +8,12 @@ import torch
 from hopformer.kernels import QuantWeight, quant_matmul, quantize_weight
 from hopformer.kernels.quant_matmul import pack_codes
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.usefixtures("uninitialised_memory_is_nan"),
+    pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),
+    pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled"),  # of cuBLAS
+]
 
 REPEATS = 20  # a race shows in one of them, or as another result
 # Largest relative Frobenius error against float64 on the rounded inputs, as in the unit tests

@@ -22,7 +22,7 @@ from hopformer.net.endpoint import Endpoint
 from hopformer.net.identity import Identity, PeerId
 from hopformer.net.messages import Ask, Close, Codec, Dtype, Lease, Message, SessionKey, Step
 from hopformer.net.network_process import ProcessSwitchboard
-from hopformer.net.paths import SITE_DATAGRAM_BYTES
+from hopformer.net.path_size import SITE_DATAGRAM_BYTES
 from hopformer.net.quic import ALPN, VIRTUAL_ADDR
 from hopformer.net.switchboard import Event, PeerDown, PeerUp, Received
 from hopformer.net.udp import split_host_port

@@ -4,7 +4,7 @@ The clock is the network's own, and computing takes none of it; only deaths, del
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from hopformer.net.hop_sessions import HopSessions
 from hopformer.net.identity import PeerId
 from hopformer.net.layer_range import LayerRange
 from hopformer.net.memory_network import LinkQuality, MemoryNetwork, MemorySwitchboard
-from hopformer.net.messages import Codec, Dtype, Step
+from hopformer.net.messages import Codec, Draw, Drawn, DrawnToken, Dtype, Reason, Refuse, SessionKey, Step
 from hopformer.net.peer_table import PeerTable, Wanted
 from hopformer.net.pipeline import RouteHop
 from hopformer.net.remote import CallerPart, RemoteRunner
@@ -43,6 +43,7 @@ REROUTE_TIMEOUT_S = 20.0
 FINGERPRINT = bytes(32)
 GREEDY = SamplingParams()
 SEEDED = SamplingParams(temperature=1.2, top_k=40, top_p=0.97, seed=7, repetition_penalty=1.1)
+UNPENALISED = replace(SEEDED, repetition_penalty=1.0)
 PROMPT = [5, 17, 3, 44, 44, 9, 28]
 LONG_PROMPT = [(7 * index + 3) % VOCAB_SIZE for index in range(300)]  # three chunks
 
@@ -124,6 +125,7 @@ class World:
     Attributes:
         local: layers that the caller runs itself.
         num_contexts: that a hop has room for.
+        hands_head: whether the last hop draws the tokens.
         watch: told when a step arrives at a hop, and how many there were before.
     """
 
@@ -132,6 +134,7 @@ class World:
     listed: dict[PeerId, LayerRange] = field(default_factory=dict)
     local: list[SpanRunner] = field(default_factory=list)
     num_contexts: int = 8
+    hands_head: bool = False
     servers: dict[PeerId, SpanServer] = field(default_factory=dict)
     watch: Callable[[PeerId, int], None] = lambda who, num_steps: None
     peers: PeerTable = field(init=False)
@@ -142,11 +145,11 @@ class World:
         span = LayerRange.parse(layers)
         switchboard = Tapped(self.network.join(who), lambda num_steps: self.watch(who, num_steps))
         runner = span_runner(self.model, span.start, span.end, self.num_contexts)
-        codecs = (Codec.EXACT, Codec.INT8)
-        served = ServedSpan(
-            "random", FINGERPRINT, span.start, span.end, NUM_LAYERS, WIDTH, Dtype.FLOAT32, codecs, MAX_CONTEXT, "test"
-        )
-        server = SpanServer(switchboard, runner, HopSessions(served, runner.sequences.pool.num_pages, PAGE_SIZE))
+        shape = span.start, span.end, NUM_LAYERS, WIDTH, Dtype.FLOAT32, (Codec.EXACT, Codec.INT8)
+        draws = self.hands_head and span.end == NUM_LAYERS
+        served = ServedSpan("random", FINGERPRINT, *shape, MAX_CONTEXT, "test", VOCAB_SIZE if draws else 0)
+        sessions = HopSessions(served, runner.sequences.pool.num_pages, PAGE_SIZE)
+        server = SpanServer(switchboard, runner, sessions, head=self.model.head if draws else None)
         self.listed[who], self.servers[who] = span, server
         self.network.attach(who, lambda: server.turn(0.0))
         return who
@@ -154,13 +157,15 @@ class World:
     def runner(self, codec: Codec = Codec.EXACT, caller: PeerId = CALLER) -> RemoteRunner:
         """A caller, connected."""
         switchboard = self.network.join(caller)
-        self.peers = PeerTable(Wanted(FINGERPRINT, NUM_LAYERS, Dtype.FLOAT32, WIDTH, codec), self.listed, {})
+        wanted = Wanted(FINGERPRINT, NUM_LAYERS, Dtype.FLOAT32, WIDTH, codec, self.hands_head)
+        self.peers = PeerTable(wanted, self.listed, {})
         layout = RowLayout(Dtype.FLOAT32, codec, WIDTH)
-        self.node = node = CallerNode(switchboard, self.peers, layout, first_number=1)
-        terms = Terms(FINGERPRINT, Dtype.FLOAT32, codec, MAX_CONTEXT, LEASE_S, REROUTE_TIMEOUT_S)
+        self.node = node = CallerNode(switchboard, self.peers, layout, first_number=1, vocab_size=VOCAB_SIZE)
+        terms = Terms(FINGERPRINT, Dtype.FLOAT32, codec, MAX_CONTEXT, LEASE_S, REROUTE_TIMEOUT_S, self.hands_head)
         model = self.model
         assert model.embed is not None and model.head is not None
-        part = CallerPart(model.config, model.dtype, model.device, model.embed, model.head, tuple(self.local))
+        head = None if self.hands_head else model.head
+        part = CallerPart(model.config, model.dtype, model.device, model.embed, head, tuple(self.local))
         runner = RemoteRunner(part, node, terms, layout)
         runner.connect()
         return runner
@@ -617,3 +622,131 @@ def test_packed_activations_are_replayed_as_they_were(model: Model, local: list[
         found.append(answers(runner, [request(LONG_PROMPT, sampling=SEEDED)]))
         assert runner.num_reroutes == (num_steps is not None)
     assert found[0] == found[1] == found[2]
+
+
+# A last hop that holds the head
+
+
+@pytest.fixture
+def headless(model: Model) -> World:
+    """A world whose caller has no head."""
+    return World(model, MemoryNetwork(), hands_head=True)
+
+
+@pytest.mark.parametrize("spans", [["0:8"], ["0:3", "3:8"], ["0:2", "2:4", "4:6", "6:8"]], ids=len)
+@pytest.mark.parametrize("sampling", [GREEDY, UNPENALISED, SEEDED], ids=["greedy", "seeded", "penalty"])
+def test_a_last_hop_draws_the_tokens_of_one_process(
+    headless: World, model: Model, spans: list[str], sampling: SamplingParams
+) -> None:
+    for index, layers in enumerate(spans, 1):
+        headless.serve(peer(index), layers)
+    asked = request(PROMPT, sampling=sampling)
+    assert answers(headless.runner(), [asked]) == expected(model, asked)
+
+
+def test_no_rows_come_back_to_the_caller(headless: World) -> None:
+    headless.serve(peer(1), "0:8")
+    runner = headless.runner()
+    kinds: list[type] = []
+    poll = headless.node.switchboard.poll
+
+    def noted(timeout_s: float | None) -> list:
+        events = poll(timeout_s)
+        kinds.extend(type(event.message) for event in events if isinstance(event, Received))
+        return events
+
+    headless.node.switchboard.poll = noted  # type: ignore[method-assign]
+    answers(runner, [request(max_tokens=5)])
+    assert kinds.count(Drawn) == 5 and Step not in kinds
+
+
+def test_logprobs_come_along(headless: World, model: Model) -> None:
+    headless.serve(peer(1), "0:8")
+    asked = request(max_tokens=4, sampling=replace(UNPENALISED, logprobs=5))
+    found, wanted = (logprobs_of(one, asked) for one in (headless.runner(), LocalRunner(model, 256, 16, 512)))
+    assert found == wanted and all(len(one) == 5 for one in found)
+
+
+def logprobs_of(runner: object, asked: Request) -> list:
+    outputs = Engine(runner, lambda ids: "").stream(asked)  # type: ignore[arg-type]
+    return [one for output in outputs for one in output.logprobs]
+
+
+def test_sequences_with_settings_of_their_own_are_drawn_together(headless: World, model: Model) -> None:
+    serve_twice(headless, "0:4", "4:8")
+    settings = [GREEDY, SEEDED, UNPENALISED, replace(SEEDED, seed=9)]
+    asked = [request(PROMPT[: 3 + index], 12, one, f"r{index}") for index, one in enumerate(settings)]
+    assert answers(headless.runner(), asked) == expected(model, *asked)
+
+
+def test_rounded_activations_give_the_same_tokens_wherever_they_are_drawn(headless: World, model: Model) -> None:
+    headless.serve(peer(1), "0:8")
+    here = World(model, MemoryNetwork())
+    here.serve(peer(1), "0:8")
+    asked = request(sampling=UNPENALISED)
+    assert answers(headless.runner(Codec.INT8), [asked]) == answers(here.runner(Codec.INT8), [asked])
+
+
+@pytest.mark.parametrize("victim", [1, 2, 3])
+@pytest.mark.parametrize("num_steps", [1, 3, 4, 17, 33])
+def test_a_death_changes_nothing_that_the_last_hop_draws(
+    headless: World, long_answer: Answers, victim: int, num_steps: int
+) -> None:
+    die_once(headless, long_answer, victim, victim, num_steps)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_loss_jitter_and_duplicates_change_nothing_that_the_last_hop_draws(
+    model: Model, long_answer: Answers, seed: int
+) -> None:
+    """A Draw often comes after its step here, and steps twice."""
+    quality = LinkQuality(delay_s=0.005, jitter_s=0.02, loss=0.1, duplicates=0.1)
+    world = World(model, MemoryNetwork(quality, seed), hands_head=True)
+    serve_twice(world, "0:3", "3:6", "6:8")
+    world.watch = once(world.network, peer(3), 4 + 5 * seed, lambda: world.network.kill(peer(3)))
+    assert answers(world.runner(), [request(LONG_PROMPT, sampling=SEEDED)]) == long_answer
+
+
+def test_a_conversation_goes_on_with_another_penalty(headless: World, model: Model) -> None:
+    headless.serve(peer(1), "0:8")
+    runner, local = headless.runner(), LocalRunner(model, 256, 16, 512)
+    prompt = list(PROMPT)
+    for sampling in (SEEDED, GREEDY, replace(SEEDED, repetition_penalty=1.4)):
+        asked = request(prompt, 8, sampling)
+        found = answers(runner, [asked])
+        assert found == answers(local, [asked])
+        prompt += [*found["a"], 11]
+
+
+def test_a_peer_without_the_head_is_not_asked_for_the_last_layers(headless: World, model: Model) -> None:
+    headless.hands_head = False
+    headless.serve(peer(1), "0:8")
+    headless.hands_head = True
+    with pytest.raises(NoRouteError, match=r"layers 0:8 are served by nobody.*it has not the head"):
+        headless.runner()
+
+
+def test_a_hop_without_a_head_refuses_to_draw(headless: World) -> None:
+    headless.hands_head = False
+    server = headless.serve(peer(1), "0:8") and headless.servers[peer(1)]
+    runner = headless.runner()
+    answers(runner, [request(max_tokens=2)])
+    (key,) = server.sessions._sessions
+    headless.node.switchboard.send(peer(1), Draw(key, 9, 0.0, 0, 1.0, 0.0, 1.0, 0, 0))
+    assert Refuse(key, Reason.PROTOCOL, "this node has no head to draw tokens with") in messages(headless)
+
+
+def messages(headless: World) -> list:
+    headless.network.advance(headless.network.now + 1.0)
+    return [event.message for event in headless.node.switchboard.poll(0.0) if isinstance(event, Received)]
+
+
+@pytest.mark.parametrize("token_id", [VOCAB_SIZE, VOCAB_SIZE + 5])
+def test_a_token_that_the_model_does_not_have_is_not_believed(headless: World, token_id: int) -> None:
+    headless.serve(peer(1), "0:8")
+    runner = headless.runner()
+    assert runner.vocab_size == VOCAB_SIZE
+    key = SessionKey(CALLER, 1)
+    assert not headless.node._is_sound(Drawn(key, 1, 0, (DrawnToken(token_id, ()),)))
+    assert not headless.node._is_sound(Drawn(key, 1, 0, (DrawnToken(1, ((token_id, -1.0),)),)))
+    assert headless.node._is_sound(Drawn(key, 1, 0, (DrawnToken(VOCAB_SIZE - 1, ((0, -1.0),)),)))

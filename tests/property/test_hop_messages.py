@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hopformer.net.draws import DrawRows
 from hopformer.net.hop_outputs import Dial, Output, Release, Send, Timing, Truncate
 from hopformer.net.hop_sessions import HopSessions
 from hopformer.net.identity import PeerId
@@ -16,7 +17,9 @@ from hopformer.net.messages import (
     Ask,
     Close,
     Codec,
+    Context,
     Done,
+    Draw,
     Dtype,
     Goodbye,
     Lease,
@@ -38,7 +41,7 @@ from hopformer.net.wire import MAX_TEXT_BYTES, MAX_TOKENS
 NUM_EVENTS = 400
 NUM_PAGES, PAGE_SIZE = 10, 4
 FINGERPRINT = bytes(32)
-SERVED = ServedSpan("m", FINGERPRINT, 1, 3, 4, 1, Dtype.BFLOAT16, tuple(Codec), 30, "test")
+SERVED = ServedSpan("m", FINGERPRINT, 1, 3, 4, 1, Dtype.BFLOAT16, tuple(Codec), 30, "test", vocab_size=50)
 LIMITS = HopLimits(
     max_sessions=4,
     max_caller_sessions=3,
@@ -64,7 +67,7 @@ class Node:
         self.now = 0.0
         self.connected: set[PeerId] = set()
         self.released: set[int] = set()
-        self.num_computed = 0
+        self.num_computed = self.num_drawn = 0
         self.number = 0
         for peer in PEERS:
             self.connect(peer)
@@ -123,6 +126,11 @@ class Node:
                 assert sequence_id not in self.released and length >= 0
             case Dial(peer, _):
                 assert peer not in self.connected
+            case DrawRows(step, draw, layout, context):
+                assert step.session.caller in self.connected and step.step == draw.step
+                assert len(step.payload) == layout.num_bytes(step.num_wanted) and step.num_wanted > 0
+                assert draw.repetition_penalty == 1.0 or len(context) == step.position + step.num_tokens
+                self.num_drawn += 1
 
     def sender_of(self, message: Message) -> PeerId:
         """Who may send it: the hop before for a step, the caller for what names a session."""
@@ -138,8 +146,15 @@ class Node:
         chance = random.random()
         if chance < 0.15:
             return self.some_opening(key)
-        if chance < 0.75:
+        if chance < 0.70:
             return self.some_step(key, number)
+        if chance < 0.72:
+            start, count = self.mostly(0, 3, 20), self.mostly(20, 0, 1, 31)
+            return Context(key, start, (self.mostly(7, 49, 50),) * count)
+        if chance < 0.90:
+            key, asked = self.mostly(self.step_to_draw(key, number), (key, number))
+            penalty, num_logprobs = random.choice([1.0, 1.0, 1.2]), self.mostly(0, 100)
+            return Draw(key, asked, 0.5, 0, 1.0, 0.0, penalty, 1, num_logprobs)
         return random.choice(
             [
                 Reroute(key, self.some_neighbours(key), position),
@@ -153,6 +168,11 @@ class Node:
                 Refuse(key, random.choice(list(Reason)), ""),
             ]
         )
+
+    def step_to_draw(self, key: SessionKey, number: int) -> tuple[SessionKey, int]:
+        """A step that waits for a Draw, if one does."""
+        sessions = [one for one in self.core._sessions.values() if one.draws is not None and one.draws._rows]
+        return (sessions[0].key, max(sessions[0].draws._rows)) if sessions else (key, number)
 
     def some_neighbours(self, key: SessionKey) -> Neighbours:
         others = [key.caller, *PEERS[2:]]
@@ -182,7 +202,8 @@ class Node:
         num_tokens = random.choice([1, 1, 1, 2, 5, 12, self.mostly(1, 13)])
         shape = num_tokens, random.randint(0, num_tokens), self.mostly(False, True)
         kinds = layout.dtype, layout.codec, layout.width
-        return Step(key, number, position, *shape, *kinds, bytes(layout.num_bytes(num_tokens)))
+        is_drawn = random.random() < 0.5
+        return Step(key, number, position, *shape, *kinds, bytes(layout.num_bytes(num_tokens)), is_drawn)
 
     def mostly(self, usual: Any, *others: Any) -> Any:
         return usual if self.random.random() < 0.95 else self.random.choice(others)
@@ -195,3 +216,11 @@ def test_no_message_breaks_a_node(seed: int) -> None:
     for _ in range(NUM_EVENTS):
         node.happen()
     assert node.num_computed > 0, "everything was refused: this tests nothing"
+
+
+def test_some_of_those_messages_draw_tokens() -> None:
+    nodes = [Node(Random(seed)) for seed in range(20)]
+    for node in nodes:
+        for _ in range(NUM_EVENTS):
+            node.happen()
+    assert sum(node.num_drawn for node in nodes) > 10, "this tests nothing"

@@ -13,13 +13,24 @@ from hopformer.bench.net_decode import DecodeEffort
 from hopformer.bench.net_emulator import EmulatedLink
 from hopformer.bench.net_hop import HopEffort, LinkEffort, take_hop_turn
 from hopformer.bench.net_link import LINES, Line
+from hopformer.bench.net_nat import KINDS, NatEffort
+from hopformer.bench.net_relay import RelayEffort
 from hopformer.bench.net_suite import NetEffort
+from hopformer.bench.netns import missing
 from hopformer.cli.app import run
 from hopformer.errors import NetworkError
 from hopformer.net.identity import PeerId
 
 TINY_HOP = HopEffort({ROW_BYTES: 2, 2 * ROW_BYTES: 1}, 1 << 20, 1 << 20)
-TINY = NetEffort(TINY_HOP, 1, LinkEffort(0.3, 0.3), (EmulatedLink(0.005, 0.001, 0.01),), DecodeEffort(5, 3, rounds=1))
+TINY = NetEffort(
+    TINY_HOP,
+    1,
+    LinkEffort(0.3, 0.3),
+    (EmulatedLink(0.005, 0.001, 0.01),),
+    DecodeEffort(5, 3, rounds=1),
+    RelayEffort({ROW_BYTES: 2}, 1 << 20, 1, 1, 1),
+    NatEffort(1, 5.0, 1),
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +42,7 @@ TINY = NetEffort(TINY_HOP, 1, LinkEffort(0.3, 0.3), (EmulatedLink(0.005, 0.001, 
         (["--hops", "two"], "--hops 'two'"),
         (["--threads", "0"], "--threads is 0"),
         (["--links", "maybe"], "maybe"),
+        (["--only", "hop,moon"], "--only has 'moon'; the parts are hop, decode, links, relay, nat"),
     ],
 )
 def test_what_means_nothing_is_wrong_usage(
@@ -47,7 +59,8 @@ def test_a_run_has_rows_of_everything_and_leaves_no_process(
 ) -> None:
     monkeypatch.setattr(net_suite, "QUICK", TINY)
     output = tmp_path / "rows.json"
-    assert run(["bench", "net", "--quick", "--hops", "2", "--json", "--output", str(output)]) == 0
+    only = ["--only", "hop,decode,links"]
+    assert run(["bench", "net", "--quick", "--hops", "2", *only, "--json", "--output", str(output)]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert json.loads(output.read_text()) == rows
     found = [(row["measures"], row["runs"]) for row in rows]
@@ -61,6 +74,34 @@ def test_a_run_has_rows_of_everything_and_leaves_no_process(
     assert exact["same_tokens_percent"] == 100 and exact["bytes_per_token"] == 3 * (56 + 2 * 192)
     codec = next(row for row in rows if row["measures"] == "codec")
     assert 0 < codec["logit_error"] < 0.05 and codec["num_positions"] > 100
+    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.slow
+def test_a_relays_rows_are_of_what_really_passed_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(net_suite, "QUICK", TINY)
+    assert run(["bench", "net", "--quick", "--only", "relay", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    runs = ["direct, 1452", "relayed, 1452", "direct, 8900", "relayed, 8900"]
+    assert [row["runs"] for row in rows if row["measures"] == "relay_step"] == runs
+    for row in (row for row in rows if row["measures"] == "relay_bulk" and row["runs"].startswith("relayed")):
+        assert row["num_datagrams"] >= (1 << 20) / row["datagram_bytes"] and row["relay_mib_before"] > 10
+    assert [row["runs"] for row in rows[-4:]] == ["address", "id, cold", "id", "relayed to direct"]
+    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_rows_of_nats_say_who_can_meet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(net_suite, "QUICK", TINY)
+    assert run(["bench", "net", "--quick", "--only", "nat", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["nat"], row["runs"]) for row in rows] == [(kind, way) for kind in KINDS for way in ("punch", "ice")]
+    met = {(row["nat"], row["runs"]): row["num_straight"] for row in rows}
+    assert met == {key: 0 if key[0] == "symmetric" else 1 for key in met}
+    assert all(row["first_token_ms"] > 0 for row in rows if row["runs"] == "punch")
     assert not psutil.Process().children(recursive=True)
 
 

@@ -10,9 +10,13 @@ from rich.console import Console
 from hopformer.bench.machine import Machine
 from hopformer.bench.net_cluster import spans
 from hopformer.bench.net_decode import DecodeTurn
+from hopformer.bench.net_dial import Dialled
 from hopformer.bench.net_emulator import EmulatedLink
 from hopformer.bench.net_hop import HopEffort, HopTurn, LinkTurn
 from hopformer.bench.net_link import LINES, PATH_LINES
+from hopformer.bench.net_nat import NatTurn
+from hopformer.bench.net_relay import ChangeTurn, RelayEffort, RelayTurn
+from hopformer.bench.net_relay_rows import change_row, dial_rows, nat_rows, no_nat_rows, relay_rows
 from hopformer.bench.net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row
 from hopformer.bench.net_table import net_as_markdown, rich_tables, size_text
 from hopformer.bench.net_wire_error import WireError
@@ -53,9 +57,29 @@ def links() -> list[NetRow]:
     return [link_row(CONDITIONS, line, link, turns, own) for line, turns in zip(PATH_LINES, (own, theirs), strict=True)]
 
 
+def relays() -> list[NetRow]:
+    """Two rounds, of which the second is twice as slow for both."""
+    effort = RelayEffort({8192: 3}, 16 << 20, 2, 2, 2)
+    direct = [RelayTurn({8192: [0.001] * 3}, 40 * 2**20), RelayTurn({8192: [0.002] * 3}, 20 * 2**20)]
+    relayed = [
+        RelayTurn({8192: [0.002] * 3}, 20 * 2**20, 0.1, 10_000, (60 << 20, 61 << 20)),
+        RelayTurn({8192: [0.004] * 3}, 10 * 2**20, 0.2, 10_000, (61 << 20, 62 << 20)),
+    ]
+    rows = relay_rows(CONDITIONS, effort, {("direct", 1452): direct, ("relayed", 1452): relayed})
+    rows += dial_rows(CONDITIONS, {"address": [0.010, 0.030], "id, cold": [0.040, 0.050], "id": [0.020, 0.030]})
+    changes = [ChangeTurn([0.002], [0.002, 0.009], [0.001], 0.05), ChangeTurn([0.004], [0.012], [0.002], 0.15)]
+    return [*rows, change_row(CONDITIONS, changes, 1452)]
+
+
+def nats() -> list[NetRow]:
+    punched = [Dialled(0.08, 0.2), Dialled(0.10, None), Dialled(0.09, 0.3)]
+    turn = NatTurn({"punch": punched, "ice": [Dialled(0.1, None)]}, [0.25, 0.35])
+    return [*nat_rows(CONDITIONS, {"cone": turn}, 0.02), *no_nat_rows(CONDITIONS, ["double"], 0.02, "needs root")]
+
+
 def everything() -> list[dict[str, Any]]:
     codec = codec_row(CONDITIONS, "demo", "bfloat16", 2, 52.0, WireError(500, 0.0123, 1e-5, 99.5))
-    return json.loads(json.dumps([row.as_json() for row in [*hops(), *decodes(), codec, *links()]]))
+    return json.loads(json.dumps([row.as_json() for row in [*hops(), *decodes(), codec, *links(), *relays(), *nats()]]))
 
 
 def test_ratios_are_of_our_endpoint_with_datagrams_of_that_size() -> None:
@@ -89,10 +113,35 @@ def test_a_link_through_which_nothing_came_is_a_row_too() -> None:
 def test_every_row_says_what_it_measures_where_and_of_what() -> None:
     for row in everything():
         assert row["bench"] == "net" and row["commit"] == "abc" and row["device"] and row["aioquic"] == "1.7.2"
-        assert row["runs"] and row["rounds"] >= 1
-    assert [row["measures"] for row in everything()] == ["step"] * 12 + ["bulk"] * 6 + ["decode"] * 2 + ["codec"] + [
-        "link"
-    ] * 2
+        assert row["runs"] and (row["rounds"] >= 1 or row["note"])
+    hop = ["step"] * 12 + ["bulk"] * 6
+    relay = ["relay_step"] * 2 + ["relay_bulk"] * 2 + ["dial"] * 3 + ["change"]
+    assert [row["measures"] for row in everything()] == [
+        *hop,
+        *["decode"] * 2,
+        "codec",
+        *["link"] * 2,
+        *relay,
+        *["nat"] * 3,
+    ]
+
+
+def test_a_relay_adds_what_its_hop_took_more_in_the_same_round() -> None:
+    direct, relayed, plain, bulk, *dials, change = (row.as_json() for row in relays())
+    assert direct["added_us"] is None and relayed["added_us"] == pytest.approx((1000 + 2000) / 2)
+    assert plain["relay_cpu_us"] is None and plain["percent_of_direct"] is None
+    assert bulk["percent_of_direct"] == pytest.approx(50) and bulk["relay_cpu_us"] == pytest.approx(15)
+    assert (bulk["relay_mib_before"], bulk["relay_mib_after"], bulk["num_datagrams"]) == (60, 62, 10_000)
+    assert [(row["runs"], row["p50_ms"], row["longest_ms"]) for row in dials[:1]] == [("address", 20, 30)]
+    assert (change["longest_ms"], change["before_p50_ms"], change["found_ms"]) == pytest.approx((12, 3, 100))
+
+
+def test_a_dial_that_stays_relayed_is_counted_and_not_timed() -> None:
+    punch, ice, missing = (row.as_json() for row in nats())
+    assert (punch["num_straight"], punch["rounds"], punch["straight_ms"]) == (2, 3, pytest.approx(250))
+    assert punch["connected_ms"] == pytest.approx(90) and punch["first_token_ms"] == pytest.approx(300)
+    assert ice["num_straight"] == 0 and ice["straight_ms"] is None and ice["first_token_ms"] is None
+    assert missing["note"] == "needs root" and missing["connected_ms"] is None and missing["nat"] == "double"
 
 
 def test_tables_fit_into_100_columns() -> None:
@@ -100,7 +149,8 @@ def test_tables_fit_into_100_columns() -> None:
     Console(file=out, width=100).print(*rich_tables(everything()), sep="\n")
     text = out.getvalue()
     assert "…" not in text and all(len(line) <= 100 for line in text.splitlines())
-    for words in ("there and back", "beside 64 MiB", "2 hops, int8", "20 ms +- 5 ms, 1% lost", "logits off by"):
+    words_of_all = ("there and back", "beside 64 MiB", "2 hops, int8", "20 ms +- 5 ms, 1% lost", "logits off by")
+    for words in (*words_of_all, "added, 8 KiB", "60.0 to 62.0", "by id, at the relay already", "2 of 3", "needs root"):
         assert words in text
 
 

@@ -48,6 +48,14 @@ def test_options_are_obeyed(folder: Path) -> None:
     assert (loaded.max_context, loaded.dtype, loaded.runner.cache.shape.dtype) == (64, torch.bfloat16, torch.int8)
 
 
+def test_the_head_comes_with_the_last_layers_and_with_no_others(folder: Path) -> None:
+    loaded = load_span(folder, (1, 3), LoadOptions("cpu", head=True))
+    assert loaded.head is not None and loaded.head.projection.out_features == 61
+    assert load_span(folder, (1, 3), LoadOptions("cpu")).head is None
+    with pytest.raises(UsageError, match="--head is for a span that ends with the last layer, 3, and not with 2"):
+        load_span(folder, (0, 2), LoadOptions("cpu", head=True))
+
+
 @pytest.mark.parametrize("layers", [(0, 4), (3, 3), (2, 1)])
 def test_layers_that_the_model_lacks_are_refused(folder: Path, layers: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match="this model has the layers 0:3"):

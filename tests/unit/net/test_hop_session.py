@@ -8,10 +8,12 @@ from hopformer.net.hop_session import HopSession, Waiting
 from hopformer.net.identity import PeerId
 from hopformer.net.messages import Codec, Dtype, Neighbours, Open, SessionKey, Step
 from hopformer.net.row_layout import RowLayout
+from hopformer.net.served_span import ServedSpan
 
 CALLER, PREVIOUS, NEXT, OTHER = (PeerId(name * 22) for name in (b"c", b"p", b"n", b"o"))
 KEY = SessionKey(CALLER, 1)
 LAYOUT = RowLayout(Dtype.BFLOAT16, Codec.EXACT, 1)
+SERVED = ServedSpan("demo", b"", 0, 2, 4, 1, Dtype.BFLOAT16, (Codec.EXACT,), 1000, "1")
 OPENING = Open(KEY, b"", 0, 2, Dtype.BFLOAT16, Codec.EXACT, 1000, 60, Neighbours(PREVIOUS, NEXT, ()))
 
 
@@ -27,7 +29,7 @@ def step(number: int, position: int, count: int = 1, is_replay: bool = False) ->
 
 @pytest.fixture
 def session() -> HopSession:
-    return HopSession(OPENING, 0, LAYOUT, keeps_rows=True, now=0.0)
+    return HopSession(OPENING, 0, SERVED, now=0.0)
 
 
 def arrive(session: HopSession, *steps: Step) -> None:
@@ -150,7 +152,7 @@ def test_a_replay_has_the_kept_rows_in_large_steps_without_a_number(session: Hop
     replayed = list(session.replay(620))
     assert [(one.position, one.num_tokens) for one in replayed] == [(0, 512), (512, 108)]
     assert all(one.is_replay and one.step == 0 and one.num_wanted == 0 for one in replayed)
-    copy = HopSession(OPENING, 1, LAYOUT, keeps_rows=True, now=0.0)
+    copy = HopSession(OPENING, 1, SERVED, now=0.0)
     arrive(copy, *replayed, step(30, 620))
     compute(copy)
     assert kept(copy) == [*kept(session)[:620], 30]

@@ -20,10 +20,10 @@ CALLER, PEER = (PeerId(bytes([index]) * 22) for index in range(2))
 OPTIONS = LoadOptions(device="cpu", dtype="float32", max_context=128)
 
 
-def loaded(*routes: tuple[str, Any], known: str | None = None) -> RemoteModel:
+def loaded(*routes: tuple[str, Any], known: str | None = None, hands_head: bool = False) -> RemoteModel:
     listed = tuple(MapRoute(layers, str(peer)) for layers, peer in routes)
     blocks_map = BlocksMap(1, MapModel("demo", known), (MapPeer(str(PEER), ("memory:1",)),), listed)
-    return load_remote(DEMO, OPTIONS, Routing(blocks_map, 2.0), MemoryNetwork().join(CALLER))
+    return load_remote(DEMO, OPTIONS, Routing(blocks_map, 2.0, hands_head=hands_head), MemoryNetwork().join(CALLER))
 
 
 def answer(engine: Engine) -> tuple[int, ...]:
@@ -63,3 +63,9 @@ def test_nobody_else_is_waited_for_longer_than_asked() -> None:
 def test_a_map_that_does_not_fit_is_refused(routes: list[tuple[str, Any]], known: str | None, fault: str) -> None:
     with pytest.raises(BlocksMapError, match=fault):
         loaded(*routes, known=known)
+
+
+def test_who_runs_the_last_layer_has_nobody_to_hand_the_head_to() -> None:
+    with pytest.raises(BlocksMapError, match="layer 7, the last, to this node"):
+        loaded(("0:4", PEER), ("4:8", "self"), hands_head=True)
+    assert loaded(("0:4", "self"), ("4:8", PEER), hands_head=True).runner._sampler is None

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from hopformer.net.paths import ETHERNET_DATAGRAM_BYTES, SITE_DATAGRAM_BYTES, Path
+from hopformer.net.path_size import ETHERNET_DATAGRAM_BYTES, SITE_DATAGRAM_BYTES
+from hopformer.net.paths import Path
 from hopformer.net.probes import PROBE_BYTES, is_probe, tag_of
 from hopformer.net.quic import MIN_DATAGRAM_BYTES
 from hopformer.net.ways import Direct

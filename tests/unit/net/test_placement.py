@@ -63,6 +63,18 @@ def test_a_choice_keeps_to_the_boundaries_of_others() -> None:
         assert {start, end} <= {0, 5, 10, 16}, max_layers
 
 
+def test_a_layer_that_one_fast_node_serves_needs_another_more_than_one_that_two_serve() -> None:
+    nodes = [node(1, "0:8", layer_s=0.001), node(2, "8:16", layer_s=0.002), node(3, "8:16", layer_s=0.002)]
+    assert {chosen(nodes, node(index, max_layers=8)) for index in range(10, 20)} == {"0:8"}
+
+
+@pytest.mark.parametrize(("replicas", "layer_s", "expected"), [(3, 0.004, "0:16"), (6, 0.002, "8:16")])
+def test_the_whole_model_is_taken_unless_a_part_gains_much_more(replicas: int, layer_s: float, expected: str) -> None:
+    fast = [node(index, "0:8") for index in range(replicas)]
+    slow = [node(20 + index, "8:16", layer_s=0.005) for index in range(replicas)]
+    assert chosen([*fast, *slow], node(99, layer_s=layer_s)) == expected
+
+
 def test_those_who_join_an_empty_mesh_at_once_do_not_all_choose_the_same() -> None:
     assert {chosen([], node(index, max_layers=4)) for index in range(8)} == {"0:4", "12:16"}
 

@@ -13,7 +13,10 @@ from hopformer.net.messages import (
     Ask,
     Close,
     Codec,
+    Context,
     Done,
+    Draw,
+    Drawn,
     Dtype,
     Goodbye,
     Lease,
@@ -116,13 +119,15 @@ def polled(shared: SharedSwitchboard, role: Role, count: int) -> list[Event]:
 def test_every_message_is_for_one_of_the_two() -> None:
     opening = Open(THEIRS, bytes(32), 0, 1, Dtype.FLOAT32, Codec.EXACT, 8, 8, NEIGHBOURS)
     orders = [Reroute(THEIRS, NEIGHBOURS, 0), Rollback(THEIRS, 1, 0), Close(THEIRS), Lease(THEIRS)]
-    to_the_server = [step(THEIRS), opening, *orders, Ask()]
+    draw = Draw(THEIRS, 1, 0.0, 0, 1.0, 0.0, 1.0, 0, 0)
+    to_the_server = [step(THEIRS), opening, *orders, Context(THEIRS, 0, ()), draw, Ask()]
     serving = Serving("demo", bytes(32), 0, 0, None, (), 0, 0, "1")
     to_the_caller = [
         step(MINE),
         Opened(MINE),
         Done(MINE, 1, 2, 3, 4),
         Refuse(MINE, Reason.BUSY, ""),
+        Drawn(MINE, 1, 0, ()),
         Goodbye(1),
         serving,
     ]

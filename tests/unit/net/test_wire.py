@@ -16,7 +16,11 @@ from hopformer.net.messages import (
     Ask,
     Close,
     Codec,
+    Context,
     Done,
+    Draw,
+    Drawn,
+    DrawnToken,
     Dtype,
     Goodbye,
     Lease,
@@ -37,6 +41,7 @@ from hopformer.net.relay_messages import (
     Announce,
     Candidates,
     Channel,
+    IceOffer,
     Leave,
     Limited,
     Reach,
@@ -56,6 +61,9 @@ NEIGHBOURS = Neighbours(ANNA, BELA, ("10.0.0.2:4711", "[fe80::1]:4711"))
 OPEN = Open(SESSION, bytes(32), 0, 16, Dtype.BFLOAT16, Codec.EXACT, 4096, 60, NEIGHBOURS)
 SERVING = Serving("demo", bytes(32), 0, 4, Dtype.FLOAT32, (Codec.EXACT, Codec.INT8), 1 << 40, 250, "1.2.3")
 STEP = Step(SESSION, 3, 17, 2, 1, False, Dtype.BFLOAT16, Codec.EXACT, 5, bytes(range(20)))
+CONTEXT = Context(SESSION, 9, (5, 70_000))
+DRAW = Draw(SESSION, 3, 0.75, 40, 0.5, 0.25, 1.5, 1 << 40, 3)
+DRAWN = Drawn(SESSION, 3, 17, (DrawnToken(70_000, ((70_000, -0.5), (5, -2.0))), DrawnToken(5, ())))
 CHANNEL = bytes(range(7))
 HELLO = Hello(bytes(8), bytes(range(8)), bytes(range(16)), b"a membership")
 KINDS: dict[int, Frame] = {
@@ -71,6 +79,9 @@ KINDS: dict[int, Frame] = {
     10: Goodbye(30),
     11: Ask(),
     12: SERVING,
+    13: CONTEXT,
+    14: DRAW,
+    15: DRAWN,
     16: Register(),
     17: Registered("192.0.2.7:4711", 64 << 20),
     18: Reach(BELA),
@@ -84,6 +95,7 @@ KINDS: dict[int, Frame] = {
     26: Withdrawn(BELA),
     27: Revoke(b"a list that the authority has signed"),
     28: Candidates(("192.0.2.7:4711", "[2001:db8::1]:4711")),
+    29: IceOffer(True, "ufrag", "a password", ("candidate 1 udp 2130706431 192.0.2.7 4711 typ host",)),
     128: HELLO,
     129: Credit(1 << 40),
 }
@@ -109,9 +121,9 @@ def steps(draw: st.DrawFn) -> Step:
     rows = draw(st.sampled_from([num_tokens, num_wanted]))
     payload = bytes(wire.payload_bytes(rows, width, dtype, codec))
     begin = draw(st.integers(0, wire.MAX_TOKENS - num_tokens))
-    return Step(
-        draw(sessions), draw(u32), begin, num_tokens, num_wanted, draw(st.booleans()), dtype, codec, width, payload
-    )
+    flags = draw(st.booleans()), draw(st.booleans())
+    numbers = draw(u32), begin, num_tokens, num_wanted, flags[0]
+    return Step(draw(sessions), *numbers, dtype, codec, width, payload, flags[1])
 
 
 @st.composite
@@ -128,10 +140,26 @@ def servings(draw: st.DrawFn) -> Serving:
     start, end = (0, 0) if dtype is None else draw(spans)
     codecs = tuple(draw(st.lists(st.sampled_from(Codec), max_size=wire.MAX_CODECS)))
     free, version = draw(st.integers(0, (1 << 64) - 1)), draw(st.text(st.characters(codec="ascii"), max_size=64))
-    return Serving(draw(text), draw(fingerprints), start, end, dtype, codecs, free, draw(u32), version)
+    return Serving(
+        draw(text), draw(fingerprints), start, end, dtype, codecs, free, draw(u32), version, draw(st.booleans())
+    )
 
 
+@st.composite
+def draws(draw: st.DrawFn) -> Draw:
+    temperature, shares = draw(st.floats(0, 100)), [draw(st.floats(0, 1)) for _ in range(2)]
+    penalty, seed = draw(st.floats(1e-3, 100)), draw(st.integers(0, (1 << 64) - 1))
+    top_k, num_logprobs = draw(st.integers(0, (1 << 31) - 1)), draw(st.integers(0, wire.MAX_LOGPROBS))
+    return Draw(draw(sessions), draw(u32), temperature, top_k, *shares, penalty, seed, num_logprobs)
+
+
+token_ids = st.integers(0, wire.MAX_TOKEN_ID)
+pairs = st.tuples(token_ids, st.floats(max_value=0, width=32))
+drawn_tokens = st.builds(DrawnToken, token_ids, st.lists(pairs, max_size=9).map(tuple))
 messages = st.one_of(
+    st.builds(Context, sessions, position, st.lists(token_ids, max_size=40).map(tuple)),
+    draws(),
+    st.builds(Drawn, sessions, u32, position, st.lists(drawn_tokens, max_size=9).map(tuple)),
     steps(),
     opens(),
     st.builds(Opened, sessions),
@@ -159,6 +187,7 @@ relay_messages = st.one_of(
     st.builds(Withdrawn, peers),
     st.builds(Revoke, st.binary(max_size=200)),
     st.builds(Candidates, st.lists(text, max_size=wire.MAX_ADDRS).map(tuple)),
+    st.builds(IceOffer, st.booleans(), text, text, st.lists(text.map(lambda one: one[:40]), max_size=8).map(tuple)),
 )
 link_frames = st.one_of(
     st.builds(
@@ -289,6 +318,15 @@ def test_every_message_lies_as_the_document_says() -> None:
         Close(SESSION): laid_out(7, session),
         Refuse(SESSION, Reason.BUSY, "full"): laid_out(8, session, b"\x01", written("full")),
         Lease(SESSION): laid_out(9, session),
+        CONTEXT: laid_out(13, session, struct.pack(">IHII", 9, 2, 5, 70_000)),
+        DRAW: laid_out(14, session, struct.pack(">IdIdddQB", 3, 0.75, 40, 0.5, 0.25, 1.5, 1 << 40, 3)),
+        DRAWN: laid_out(
+            15,
+            session,
+            struct.pack(">IIB", 3, 17, 2),
+            struct.pack(">IBIfIf", 70_000, 2, 70_000, -0.5, 5, -2.0),
+            struct.pack(">IB", 5, 0),
+        ),
         Goodbye(30): laid_out(10, struct.pack(">I", 30)),
         Ask(): laid_out(11),
         SERVING: laid_out(
@@ -363,11 +401,9 @@ def test_a_reader_takes_no_frame_beyond_its_own_limit() -> None:
     ("offset", "field", "why"),
     [
         (4, b"\0", "kind 0 is no message of version 1"),
-        (4, b"\x0d", "kind 13 is no message"),
-        (4, b"\x0f", "kind 15 is no message"),
-        (4, b"\x1d", "kind 29 is no message"),
+        (4, b"\x1e", "kind 30 is no message"),
         (4, b"\x7f", "kind 127 is no message"),
-        (5, b"\x02", "flags 0x02"),
+        (5, b"\x04", "flags 0x04"),
         (40, struct.pack(">I", wire.MAX_TOKENS), "position is"),
         (44, bytes(4), "num_tokens is 0"),
         (44, struct.pack(">I", wire.MAX_STEP_TOKENS + 1), "num_tokens is 32769"),
@@ -385,7 +421,16 @@ def test_a_step_beyond_a_limit_is_refused(offset: int, field: bytes, why: str) -
 
 @pytest.mark.parametrize("message", [one for one in EXAMPLES if not isinstance(one, Step)])
 def test_other_frames_take_no_flags(message: Frame) -> None:
-    refused(patched(message, 5, b"\x01"), "flags 0x01")
+    refused(patched(message, 5, b"\x02"), "flags 0x02")
+    if not isinstance(message, Serving):
+        refused(patched(message, 5, b"\x01"), "flags 0x01")
+
+
+def test_the_flags_that_mean_something_come_back() -> None:
+    drawn = dataclasses.replace(STEP, is_drawn=True)
+    assert frame_of(drawn) == patched(STEP, 5, b"\x02") and decode(memoryview(frame_of(drawn))) == drawn
+    with_head = dataclasses.replace(SERVING, has_head=True)
+    assert frame_of(with_head) == patched(SERVING, 5, b"\x01") and decode(memoryview(frame_of(with_head))) == with_head
 
 
 LONG_ADDR = "x" * (wire.MAX_ADDR_BYTES + 1)
@@ -412,6 +457,18 @@ BEYOND = [
     Refuse(SESSION, Reason.BUSY, "é" * 513),
     Refuse(SESSION, Reason.BUSY, "\ud800"),
     Goodbye(wire.MAX_LEASE_S + 1),
+    dataclasses.replace(CONTEXT, token_ids=(0,) * (wire.MAX_CONTEXT_IDS + 1)),
+    dataclasses.replace(CONTEXT, token_ids=(wire.MAX_TOKEN_ID + 1,)),
+    dataclasses.replace(DRAW, temperature=100.1),
+    dataclasses.replace(DRAW, temperature=float("nan")),
+    dataclasses.replace(DRAW, top_k=1 << 31),
+    dataclasses.replace(DRAW, top_p=1.1),
+    dataclasses.replace(DRAW, min_p=-0.1),
+    dataclasses.replace(DRAW, repetition_penalty=0.0),
+    dataclasses.replace(DRAW, num_logprobs=wire.MAX_LOGPROBS + 1),
+    dataclasses.replace(DRAWN, tokens=(DrawnToken(0, ()),) * (wire.MAX_DRAWN_TOKENS + 1)),
+    dataclasses.replace(DRAWN, tokens=(DrawnToken(0, ((0, -1.0),) * 91),) * 10),
+    dataclasses.replace(DRAWN, tokens=(DrawnToken(0, ((0, float("nan")),)),)),
     dataclasses.replace(SERVING, dtype=None),
     dataclasses.replace(SERVING, start=0, end=0),
     dataclasses.replace(SERVING, codecs=(Codec.EXACT,) * 9),
@@ -462,6 +519,9 @@ OPEN_FIELDS = 6 + PEER_DIGEST_BYTES + 8
         (OPEN, OPEN_FIELDS + 46 + 47, b"\xff", "an address is not UTF-8"),
         (Refuse(SESSION, Reason.BUSY, "no"), OPEN_FIELDS, b"\x09", "reason 9 is unknown"),
         (Refuse(SESSION, Reason.BUSY, "no"), OPEN_FIELDS + 1, b"\xff\xff", "the length of text is 65535"),
+        (CONTEXT, OPEN_FIELDS + 4, b"\xff\xff", "the number of token ids is 65535"),
+        (DRAW, OPEN_FIELDS + 4, b"\x7f\xf8", "temperature is nan"),
+        (DRAWN, OPEN_FIELDS + 8, b"\xff", "the number of tokens is 255"),
         (SERVING, 6 + 2 + 4 + 32 + 4, b"\0", "are no span"),
         (SERVING, 6 + 2 + 4 + 32 + 4 + 1, b"\xff", "the number of codecs is 255"),
         (Channel(BELA, CHANNEL, True), 6 + 22 + 7, b"\x02", "is_asker is 2; 0 to 1 are allowed"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hopformer.kernels import AttentionPlan, paged_attention
+from hopformer.kernels import AttentionPlan, paged_attention, plan_attention
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,64 @@ class AttentionBatch:
                     scales[page, :, :used] = rows.abs().amax(2) / 127
                     rows = (rows / scales[page, :, :used, None]).round()
                 pages.view(storage_dtype(pages))[page, :, :used] = rows.to(pages.dtype).view(storage_dtype(pages))
+
+    def share_pages(self) -> None:
+        """Give the second sequence all pages of the first, and the third its first two; those behind it are its own."""
+        self.block_table[1] = self.block_table[0]
+        self.block_table[2, :2] = self.block_table[0, :2]
+        for row, length in zip(self.block_table, self.case.lens, strict=True):
+            self.fill(row, length)
+        self.fill(self.block_table[0], self.case.lens[0])  # what is shared ends up the same for all
+
+    def let_one_key_win(self, position: int) -> None:
+        """Turn the key at ``position`` of every sequence towards its last query, so that it takes all the weight."""
+        group = self.case.num_heads // self.case.num_kv_heads
+        for index, table in enumerate(self.block_table):
+            page, offset = int(table[position // self.case.page_size]), position % self.case.page_size
+            last = int(self.cu_seqlens_q[index + 1]) - 1
+            self.k_pages[page, :, offset] = 20 * self.q[last, ::group]
+
+    def forget_unseen_pages(self) -> None:
+        """Fill pages that the window hides from every query with NaN, and their table entries with nonsense."""
+        case = self.case
+        for index, length in enumerate(case.lens):
+            first = max(0, length - case.query_lens[index] - case.window + 1)
+            for place in range(first // case.page_size):
+                self.k_pages[self.block_table[index, place]] = float("nan")
+                self.v_pages[self.block_table[index, place]] = float("inf")
+                self.block_table[index, place] = 2**31 - 1 if place % 2 else -7
+
+    def alone(self, index: int, chunks: list[int], device: str | torch.device = "cpu", **plan: Any) -> torch.Tensor:
+        """The queries of one sequence, in ``chunks`` with nothing else in the batch: [their number, H, D]."""
+        start, end = self.cu_seqlens_q[index : index + 2].tolist()
+        assert sum(chunks) == end - start
+        held = (self.q, self.k_pages, self.v_pages, self.block_table[index : index + 1])
+        q, k_pages, v_pages, table = (tensor.to(device) for tensor in held)
+        scales = {
+            name: None if scale is None else scale.to(device)
+            for name, scale in (("k_scales", self.k_scales), ("v_scales", self.v_scales))
+        }
+        found, length = [], self.case.lens[index] - (end - start)
+        for size in chunks:
+            length += size
+            lengths, bounds = (torch.tensor(one, dtype=torch.int32, device=device) for one in ([length], [0, size]))
+            made = plan_attention(table, lengths, bounds, page_size=self.case.page_size, max_query_len=size, **plan)
+            y = paged_attention(
+                q[start : start + size],
+                k_pages,
+                v_pages,
+                table,
+                lengths,
+                bounds,
+                softmax_scale=self.case.head_dim**-0.5,
+                sliding_window=self.case.window,
+                softcap=self.case.softcap,
+                plan=made,
+                **scales,
+            )
+            found.append(y)
+            start += size
+        return torch.cat(found).cpu()
 
     def values(self, which: str, slots: tuple[torch.Tensor, torch.Tensor], head: int) -> torch.Tensor:
         """The keys ("k") or values ("v") of one head at (pages, offsets), as float64 [N, D]."""
@@ -167,7 +225,16 @@ CASES: dict[str, dict[str, Any]] = {
     "no sequence": {"lens": [], "query_lens": [], "padding": 3},
     "cached sequences without queries": {"lens": [40, 33], "query_lens": [0, 1]},
     "logits of 1e4": _SMALL | {"query_scale": 1e4},
+    "logits of 1e4 in bf16": _SMALL | {"query_scale": 1e4, "dtype": _BF16},
     "keys all alike": _SMALL | {"query_scale": 0.0},
+    "a thousand keys alike in bf16": {"lens": [1023, 1020], "query_lens": [40, 1], "query_scale": 0.0, "dtype": _BF16},
+    "100,000 keys beside 63 of one": {
+        "lens": [1] * 31 + [100_000] + [1] * 32,
+        "query_lens": [1] * 64,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "page_size": 128,
+    },
     "pages of 1": _SMALL | {"page_size": 1, "shuffled": True},
     "pages of 128": _MIXED | {"page_size": 128, "shuffled": True, "flat": False},
     "bf16 decode": _DECODE | {"head_dim": 128, "dtype": _BF16},
@@ -176,6 +243,14 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16 with soft-cap": _MIXED | {"head_dim": 128, "dtype": _BF16, "softcap": 30.0},
     "f16 prefill and decode": _MIXED | {"dtype": _F16},
     "drafts to verify": {"lens": [300, 64, 16, 130, 9, 17, 1], "query_lens": [16, 2, 16, 5, 9, 17, 1]},
+    "drafts of every length": {"lens": [16 + 9 * index for index in range(16)], "query_lens": list(range(1, 17))},
+    "drafts of every length in bf16": {
+        "lens": [16 + 9 * index for index in range(16)],
+        "query_lens": list(range(16, 0, -1)),
+        "head_dim": 128,
+        "dtype": _BF16,
+        "shuffled": True,
+    },
     "drafts with window": {"lens": [300, 64, 16, 130, 9], "query_lens": [16, 2, 16, 5, 9], "window": 21},
     "drafts of 8 heads": {"lens": [300, 64, 40], "query_lens": [16, 9, 3], "num_heads": 8, "num_kv_heads": 1},
     "int8 keys and values": _MIXED | {"kv_dtype": torch.int8},
@@ -188,6 +263,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fp8 decode in f16": _DECODE | {"kv_dtype": _F8, "dtype": _F16, "head_dim": 128},
 }
 CASES |= {f"head_dim {size}": _SMALL | {"head_dim": size} for size in (48, 80, 96, 112, 128, 256)}
+CASES |= {f"head_dim {size} in bf16": _SMALL | {"head_dim": size, "dtype": _BF16} for size in (64, 80, 96, 112, 256)}
 CASES |= {
     f"group of {heads // kv}": _SMALL | {"num_heads": heads, "num_kv_heads": kv}
     for heads, kv in ((3, 3), (4, 2), (6, 2), (5, 1), (6, 1), (14, 2), (8, 1), (16, 1), (32, 1))
