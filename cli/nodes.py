@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..net.blocks_map import BlocksMap
     from ..net.identity import Identity
     from ..net.load_remote import RemoteModel
+    from ..net.switchboard import MeshSwitchboard
 
 CONNECT_S = 10.0  # a handshake over a relay, and its retries
 STATS_S = 1.5  # the network's process tells how connections do every second
@@ -221,19 +222,21 @@ def _open_remote(
                 remote = load_remote(folder, load.options(), routing, board, progress)
             with serving_beside(serving, remote.model, load, routes.codecs(), server_board):
                 with connecting_table(remote.node) as show:
-                    _connect(remote, reference, show)
+                    _connect(remote, reference, board, show)
                 yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
                 remote.runner.close()
 
 
-def _connect(remote: "RemoteModel", reference: str, show: Callable[[], None] | None) -> None:
+def _connect(remote: "RemoteModel", reference: str, board: "MeshSwitchboard", show: Callable[[], None] | None) -> None:
     """Connect; where nobody is found who serves a layer, the error says what there is in the mesh instead."""
     try:
         remote.runner.connect(show)
     except NoRouteError as error:
         if remote.node.mesh is None:
             raise
-        raise NoRouteError(f"{error}; {remote.node.mesh.why_nobody(reference)}") from error
+        raise NoRouteError(
+            "; ".join((str(error), remote.node.mesh.why_nobody(reference), *board.relay_problems))
+        ) from error
 
 
 def _own_layers(blocks_map: "BlocksMap | None") -> tuple[int, int]:
