@@ -39,7 +39,7 @@ class Serving:
 @contextmanager
 def boards(
     flags: ServeBesideFlags, identity: Identity, listen: Sequence[str], part: MeshPart
-) -> Iterator[tuple[Switchboard, Serving | None]]:
+) -> Iterator[tuple[MeshSwitchboard, Serving | None]]:
     """The network as the chat sees it, and as the thread that serves does, if there is one."""
     if flags.serve is None:
         board = ProcessSwitchboard.start(identity, listen, allow=(), mesh=part)

@@ -191,7 +191,7 @@ class Endpoint:
         if peer != connection.dialled:
             logger.warning("peer=%s addr=%s: %s answered", connection.dialled, shown(connection.path.way), peer)
             self._carrier.end(connection, REFUSED, "you are not whom I dialled")
-            self._dials.attempt_failed(connection, f"another key answers there: {peer}")
+            self._dials.attempt_failed(connection, f"another key answers there: {peer}", REFUSED)
         else:
             connection.peer = peer
             connection.link.greet(connection.hello)
@@ -262,7 +262,7 @@ class Endpoint:
         """See DialOwner."""
         self.relays.leave(dial.peer)
         for addr in dial.relay_addrs:
-            self.relays.failed(addr, dial.reason)
+            self.relays.failed(addr, dial.reason, is_refused=dial.is_refused)
         if dial.is_peer:
             self._tell(PeerDown(dial.peer, dial.reason))
 
@@ -295,7 +295,7 @@ class Endpoint:
             logger.info("peer=%s addr=%s: gone: %s", peer, shown(connection.path.way), over.reason)
             self._is_gone(peer, over.reason)
         elif connection.dialled is not None:
-            self._dials.attempt_failed(connection, over.reason, is_duplicate=over.code == DUPLICATE)
+            self._dials.attempt_failed(connection, over.reason, over.code)
 
     def _lose(self, connection: Connection, code: int, reason: str, *, is_replaced: bool = False) -> None:
         """End a connection that was let in; where it is replaced, what leads to the peer is still needed."""

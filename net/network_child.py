@@ -46,6 +46,7 @@ from .wire import Part
 HOLD_BYTES = 16 << 20  # that the model's process has not read: then peers get no more credit ...
 RELEASE_BYTES = 4 << 20  # ... until it has
 READ_BYTES = 256 << 10  # at a turn of the loop, so that datagrams get theirs: 0.1 ms
+LOOK_S = 0.1  # between two looks whether they have turned it away
 REGISTER_S = 5.0  # that a node waits for its relays before it is ready without them; as long as a dial may take
 MAX_LOG_CHARACTERS = 4000  # of a line, with a traceback in it; what a stranger can put into one is shorter
 PIPE_BUFFER_BYTES = 4 << 20  # asked for: a prefill chunk crosses in one write; the kernel may grant less
@@ -64,6 +65,7 @@ class NetworkProcess:
         self._endpoint: Endpoint | None = None
         self._mesh: MeshMember | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._ready: Ready | None = None  # as it was told last
         self._is_over = asyncio.Event()
 
     async def run(self) -> None:
@@ -76,6 +78,7 @@ class NetworkProcess:
                 if self._endpoint is not None and self._mesh is not None:
                     self._mesh.tick()
                     self._write(pack_order(_stats_of(self._endpoint)))
+                    self._tell_ready()
         finally:
             self._loop.remove_reader(self._pipe.fileno())
             self._loop.remove_writer(self._pipe.fileno())
@@ -142,17 +145,30 @@ class NetworkProcess:
         deadline = self._loop.time() + REGISTER_S
         registered = asyncio.Event()
         endpoint.registered = registered.set
-        while len(endpoint.relays.addrs) < len(start.relays) and self._loop.time() < deadline:
+        relays = endpoint.relays
+        while len(relays.addrs) < len(start.relays) and not relays.are_refused and self._loop.time() < deadline:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(registered.wait(), deadline - self._loop.time())
+                await asyncio.wait_for(registered.wait(), LOOK_S)
             registered.clear()
+        if relays.are_refused and start.lan is None:
+            self._write(pack_order(Failed("; ".join(relays.problems))))
+            return
         endpoint.registered = self._on_registered
-        self._write(pack_order(Ready(endpoint.addrs, endpoint.relays.addrs)))
+        self._ready = Ready(endpoint.addrs, relays.addrs, relays.problems)
+        self._write(pack_order(self._ready))
 
     def _on_registered(self) -> None:
-        assert self._endpoint is not None and self._mesh is not None
+        assert self._mesh is not None
         self._mesh.refresh()
-        self._write(pack_order(Ready(self._endpoint.addrs, self._endpoint.relays.addrs)))
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Once it is, whenever something of it has changed."""
+        assert self._endpoint is not None
+        ready = Ready(self._endpoint.addrs, self._endpoint.relays.addrs, self._endpoint.relays.problems)
+        if self._ready not in (None, ready):
+            self._ready = ready
+            self._write(pack_order(ready))
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, PeerUp):

@@ -88,6 +88,7 @@ class ProcessSwitchboard:
         self._stats: dict[PeerId, PeerStats] = {}
         self._addrs: tuple[str, ...] | None = None
         self._relays: tuple[str, ...] = ()
+        self._relay_problems: tuple[str, ...] = ()
         self._end: str | None = None  # how the child ended
         self._is_closed = False
 
@@ -109,7 +110,8 @@ class ProcessSwitchboard:
             mesh: what else it takes part in; by default nothing.
 
         Raises:
-            NetworkError: an address is taken, or the process does not start.
+            NetworkError: an address is taken, the process does not start, or no relay lets this node in, where that
+                is how it takes part.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -163,6 +165,11 @@ class ProcessSwitchboard:
     def relays(self) -> tuple[str, ...]:
         """PEER_ID@HOST:PORT of the relays that this node may be reached through now."""
         return self._relays
+
+    @property
+    def relay_problems(self) -> tuple[str, ...]:
+        """See MeshSwitchboard."""
+        return self._relay_problems
 
     @property
     def child_pid(self) -> int:
@@ -292,7 +299,7 @@ class ProcessSwitchboard:
                 for one in record.peers
             }
         elif isinstance(record, Ready):
-            self._addrs, self._relays = record.addrs, record.relays
+            self._addrs, self._relays, self._relay_problems = record.addrs, record.relays, record.problems
         elif isinstance(record, HeardOf):
             self._events.append(Heard(parse(record.announcement, time.time()), record.announcement, Via(record.via)))
         elif isinstance(record, Unheard):

@@ -63,10 +63,14 @@ class Stop(_Struct, frozen=True):
 
 
 class Ready(_Struct, frozen=True):
-    """From the network: it listens on ``addrs``, and may be reached through ``relays``; again where these change."""
+    """From the network: it listens on ``addrs``, and may be reached through ``relays``; again where these change.
+
+    ``problems`` are why it may not be reached through others.
+    """
 
     addrs: tuple[str, ...]
     relays: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 class Failed(_Struct, frozen=True):
