@@ -45,6 +45,10 @@ class Try:
     num_sent: int = 0
     sent_at: float = -math.inf
 
+    def is_asked(self, now: float) -> bool:
+        """Whether this is a burst, and no pause."""
+        return self.replaces or (now < self.until and self.next_at <= now + PUNCH_EVERY_S)
+
 
 class Tries:
     """Owner of the ways of one path that have not answered, or not lately."""
@@ -75,7 +79,7 @@ class Tries:
             num_known: other ways that are remembered elsewhere, see MAX_WAYS.
         """
         tried = self._tries.get(way)
-        if (tried is not None and (tried.replaces or now < tried.until)) or not self._may_try(now):
+        if (tried is not None and tried.is_asked(now)) or not self._may_try(now):
             return
         if tried is None:
             self._put(way, Try(False, now + PUNCH_S, now), num_known)
@@ -98,7 +102,9 @@ class Tries:
         if tried is None:
             self.offer(way, now, num_known)
         elif now >= tried.sent_at + PUNCH_EVERY_S:
-            tried.next_at, tried.until = now, max(tried.until, now + LATER_PUNCH_S)
+            until = now + LATER_PUNCH_S
+            tried.until = max(tried.until, until) if tried.is_asked(now) else until
+            tried.next_at = now
 
     def died(self, way: Way, now: float, pause_s: float) -> None:
         """A way that was known leads there no more; it is not known any more, so that there is room for it."""
