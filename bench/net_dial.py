@@ -3,36 +3,27 @@
 Run as ``python -m hopformer.bench.net_dial serve RELAY WAYS`` or ``... call RELAY WAYS PEER TIMES WAIT_S``, where RELAY
 is PEER_ID@HOST:PORT, and WAYS says how a straight way is looked for: punch, as hopformer does, or ice. The one that
 serves prints its peer id once it is at the relay, and ends when its standard input does; the one that calls prints what
-it saw as a line of JSON. ``... ask MODEL MAP TIMES`` is a caller that wants the first token of an answer.
+it saw as a line of JSON.
 """
 
 import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from ..llama.load import LoadOptions
-from ..net.blocks_map import load_blocks_map
 from ..net.endpoint import Endpoint
 from ..net.ice import IceAgents
 from ..net.identity import Identity, PeerId
-from ..net.load_remote import Routing, load_remote
-from ..net.network_process import ProcessSwitchboard
 from ..net.switchboard import Event, PeerDown, PeerUp, Received
 from ..net.ways import Relayed
-from .contender import HopformerContender
 from .net_echo import answer
 
 Ways = Literal["punch", "ice"]
 LISTEN = ("0.0.0.0:0",)
 REGISTER_S = 10.0
 CONNECT_S = 10.0
-PROMPT_TOKENS = 16
-MAX_CONTEXT = 64
 _EVERY_S = 0.002
 
 
@@ -112,69 +103,15 @@ async def call(relay: str, ways: Ways, peer: PeerId, times: int, wait_s: float) 
     print(json.dumps([asdict(one) for one in found]), flush=True)
 
 
-def ask(folder: Path, blocks_map: Path, times: int) -> list[float]:
-    """Seconds from the first dial to the first token: each time a caller that knows nobody, whose model is loaded.
-
-    Raises:
-        HopformerError: the model cannot be loaded, or its nodes are not reached.
-    """
-    found = []
-    for number in range(times):
-        board = ProcessSwitchboard.start(Identity.generate(), LISTEN, allow=())
-        try:
-            options = LoadOptions(device="cpu", dtype="float32", max_context=MAX_CONTEXT)
-            asking = _Held(board)
-            remote = load_remote(folder, options, Routing(load_blocks_map(blocks_map), CONNECT_S), asking)
-            contender = HopformerContender(remote.model.engine, "float32")
-            began = time.perf_counter()
-            asking.release()
-            remote.runner.connect()
-            contender.prefill([number, *range(1, PROMPT_TOKENS)])
-            found.append(time.perf_counter() - began)
-            contender.reset()
-            remote.runner.close()
-        finally:
-            board.close()
-    return found
-
-
-class _Held:
-    """A switchboard that dials nobody until it is released: loading dials, and is not to be measured."""
-
-    def __init__(self, board: ProcessSwitchboard) -> None:
-        self._board = board
-        self._dials: list[tuple[PeerId, Sequence[str]]] | None = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._board, name)
-
-    def dial(self, peer: PeerId, addrs: Sequence[str]) -> None:
-        """See Switchboard."""
-        if self._dials is None:
-            self._board.dial(peer, addrs)
-        else:
-            self._dials.append((peer, addrs))
-
-    def release(self) -> None:
-        """Dial those who were to be dialled, and all others when they are."""
-        dials, self._dials = self._dials or [], None
-        for peer, addrs in dials:
-            self._board.dial(peer, addrs)
-
-
 def main(arguments: list[str]) -> None:
-    """One of them."""
-    if arguments[0] == "ask":
-        folder, blocks_map, times = arguments[1:]
-        print(json.dumps(ask(Path(folder), Path(blocks_map), int(times))), flush=True)
-        return
+    """One or the other."""
     role, relay, ways, *others = arguments
     assert ways in ("punch", "ice")
     if role == "serve":
         asyncio.run(serve(relay, ways))  # type: ignore[arg-type]  # checked above
     else:
-        peer, number, wait_s = others
-        asyncio.run(call(relay, ways, PeerId.parse(peer), int(number), float(wait_s)))  # type: ignore[arg-type]
+        peer, times, wait_s = others
+        asyncio.run(call(relay, ways, PeerId.parse(peer), int(times), float(wait_s)))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

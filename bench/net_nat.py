@@ -52,7 +52,7 @@ class NatTurn:
 
 
 def measure_nat(
-    folder: Path, effort: NatEffort, advance: Callable[[], None], kinds: Sequence[Kind] = KINDS
+    folder: Path, effort: NatEffort, advance: Callable[[], None], kinds: Sequence[Kind]
 ) -> dict[Kind, NatTurn]:
     """All kinds in turn. ``folder`` is the model that a node of each kind serves.
 
@@ -71,7 +71,7 @@ def measure_nat(
         turns = {}
         for kind in kinds:
             world.serve({kind: layers}, {kind: far[kind]})
-            tokens_s = _told(near[kind], "ask", str(folder), str(world.map_of(kind)), str(effort.num_tokens))
+            tokens_s = _told(near[kind], "net_first_token", folder, world.map_of(kind), effort.num_tokens)
             world.nodes[kind].process.terminate()
             turns[kind] = NatTurn(dialled[kind], tokens_s)
             advance()
@@ -84,14 +84,14 @@ def dial_in_lab(world: World, near: Host, far: Host, ways: Ways, effort: NatEffo
     Raises:
         NetworkError: a process does not do its part.
     """
-    command = [*_COMMAND, "serve", world.relay_addr, ways]
+    command = _command("net_dial", "serve", world.relay_addr, ways)
     serving = far.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert serving.stdin is not None and serving.stdout is not None
     try:
         peer = serving.stdout.readline().strip()
         if not peer:
             raise NetworkError("the node to be dialled ended before it was at the relay; its own words are above")
-        told = _told(near, "call", world.relay_addr, ways, peer, str(effort.num_dials), str(effort.wait_s))
+        told = _told(near, "net_dial", "call", world.relay_addr, ways, peer, effort.num_dials, effort.wait_s)
         return [Dialled(**one) for one in told]
     finally:
         serving.stdin.close()
@@ -99,13 +99,15 @@ def dial_in_lab(world: World, near: Host, far: Host, ways: Ways, effort: NatEffo
         serving.stdout.close()
 
 
-_COMMAND = [sys.executable, "-P", "-m", "hopformer.bench.net_dial"]
+def _command(module: str, *words: object) -> list[str]:
+    return [sys.executable, "-P", "-m", f"hopformer.bench.{module}", *map(str, words)]
 
 
-def _told(host: Host, *words: str) -> Any:
-    """What a process of net_dial.py says at its end."""
-    process = host.popen([*_COMMAND, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+def _told(host: Host, module: str, *words: object) -> Any:
+    """What a process of ours says at its end."""
+    command = _command(module, *words)
+    process = host.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     out, _ = process.communicate(timeout=ANSWER_S)
     if process.returncode != 0:
-        raise NetworkError(f"net_dial {words[0]} ended with code {process.returncode}; its own words are above")
+        raise NetworkError(f"{module} ended with code {process.returncode}; its own words are above")
     return json.loads(out)

@@ -13,7 +13,6 @@ from ..net.blocks_map import MAX_FILE_BYTES, BlocksMap, MapModel, MapPeer, fault
 from ..net.blocks_plan import GIB, Provider, plan_blocks
 from .flags import command
 from .map_drawing import draw_map
-from .map_explain import explain_plan
 from .reporting import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, print_error
 
 if TYPE_CHECKING:  # at run time it brings torch along
@@ -131,6 +130,8 @@ def plan(
     unused = f"; {made.num_unused} peers have no room for a layer" if made.num_unused else ""
     print(f"a token takes {made.step_s * 1000:.1f} ms in the layers, and the network's time{unused}", file=sys.stderr)
     if flags.explain:
+        from .map_explain import explain_plan  # which takes numpy along, and a relay has none
+
         lines = explain_plan(made, providers, config.num_layers, layer_bytes)
         print("\n".join(lines), file=sys.stderr if flags.output is None else sys.stdout)
     return EXIT_DONE

@@ -19,8 +19,9 @@ from ..net.shared_switchboard import Role, SharedSwitchboard
 from ..net.span_announcer import SpanAnnouncer
 from ..net.span_server import SpanServer
 from ..net.switchboard import MeshSwitchboard, Switchboard
+from .leaving import DRAIN_S
 from .options import LoadFlags, parse_layers
-from .serve import DRAIN_S, make_server, ready
+from .serve import make_server, ready
 from .serve_beside_flags import ServeBesideFlags
 from .served import announced
 

@@ -20,7 +20,7 @@ from .identity import Identity, PeerId
 from .link import CLOSED, DUPLICATE, REFUSED, Greeted, LinkEvent, Over, Proven
 from .messages import Close, Message, Refuse
 from .path_size import SITE_DATAGRAM_BYTES
-from .quic import Credentials
+from .quic import RECEIVE_WINDOW_BYTES, RELAY_WINDOW_BYTES, Credentials
 from .relay_messages import Candidates, IceOffer, RelayMessage
 from .relays import Relays
 from .switchboard import Event, PeerDown, PeerStats, PeerUp, Received
@@ -63,6 +63,7 @@ class Endpoint:
         tell: gets every event.
         max_datagram_bytes: send no larger ones, whatever the path carries.
         membership: what this node shows to be let in where a network is closed.
+        is_relay: it takes no sessions, so that each peer costs little.
 
     Attributes:
         desk: where this node is a relay.
@@ -80,6 +81,7 @@ class Endpoint:
         tell: Callable[[Event], None],
         max_datagram_bytes: int = SITE_DATAGRAM_BYTES,
         membership: bytes = b"",
+        is_relay: bool = False,
     ) -> None:
         self.peer_id = identity.peer_id
         self.desk: Desk | None = None
@@ -91,7 +93,8 @@ class Endpoint:
         self._guests = guests if isinstance(guests, Guests) else Guests(guests)
         self._tell = tell
         self._loop = asyncio.get_running_loop()
-        self._carrier = Carrier(Credentials(identity), self._on_event, membership, max_datagram_bytes)
+        credentials = Credentials(identity, RELAY_WINDOW_BYTES if is_relay else RECEIVE_WINDOW_BYTES)
+        self._carrier = Carrier(credentials, self._on_event, membership, max_datagram_bytes, not is_relay)
         self._carrier.moved = self._on_moved
         self._peers: dict[PeerId, Connection] = {}
         self._dials = Dialling(self, self._carrier)

@@ -25,6 +25,7 @@ from .pipe import (
     Down,
     Failed,
     HeardOf,
+    Log,
     Order,
     Publish,
     Ready,
@@ -47,6 +48,7 @@ RELEASE_BYTES = 4 << 20  # ... until it has
 READ_BYTES = 256 << 10  # at a turn of the loop, so that datagrams get theirs: 0.1 ms
 LOOK_S = 0.1  # between two looks whether they have turned it away
 REGISTER_S = 5.0  # that a node waits for its relays before it is ready without them; as long as a dial may take
+MAX_LOG_CHARACTERS = 4000  # of a line, with a traceback in it; what a stranger can put into one is shorter
 PIPE_BUFFER_BYTES = 4 << 20  # asked for: a prefill chunk crosses in one write; the kernel may grant less
 
 
@@ -114,7 +116,12 @@ class NetworkProcess:
         elif isinstance(record, Stop):
             self._is_over.set()
 
+    def log(self, level: int, logger: str, text: str) -> None:
+        """Tell the model's process, whose log it is."""
+        self._write(pack_order(Log(level, logger, text[:MAX_LOG_CHARACTERS])))
+
     async def _start(self, start: Start) -> None:
+        logging.getLogger(__package__.partition(".")[0]).setLevel(start.log_level)
         identity = Identity.from_seed(start.seed)
         network = None if start.network is None else Network(PeerId(start.network))
         guests = Guests(None if start.allow is None else frozenset(map(PeerId, start.allow)), network)
@@ -222,6 +229,18 @@ def _stats_of(endpoint: Endpoint) -> Order:
     )
 
 
+class _ToTheModel(logging.Handler):
+    """Sends what is logged here to the process that was told how logs look."""
+
+    def __init__(self, process: NetworkProcess) -> None:
+        super().__init__()
+        self._process = process
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        self._process.log(record.levelno, record.name, self.format(record))
+
+
 def main(descriptor: int) -> None:
     """Serve the model's process at the other end of the socket with this file descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says Stop
@@ -231,7 +250,9 @@ def main(descriptor: int) -> None:
         pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BUFFER_BYTES)
 
         async def serve() -> None:
-            await NetworkProcess(pipe).run()
+            process = NetworkProcess(pipe)
+            logging.getLogger().addHandler(_ToTheModel(process))
+            await process.run()
 
         asyncio.run(serve())
 

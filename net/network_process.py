@@ -5,6 +5,7 @@ imports QUIC.
 """
 
 import contextlib
+import logging
 import select
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from .pipe import (
     Down,
     Failed,
     HeardOf,
+    Log,
     Publish,
     Ready,
     Record,
@@ -138,6 +140,7 @@ class ProcessSwitchboard:
             network=None if mesh.network is None else mesh.network.digest,
             membership=mesh.membership,
             ice=mesh.ice,
+            log_level=logging.getLogger(__name__).getEffectiveLevel(),
         )
         try:
             switchboard._write(pack_order(start))
@@ -301,6 +304,8 @@ class ProcessSwitchboard:
             self._events.append(Heard(parse(record.announcement, time.time()), record.announcement, Via(record.via)))
         elif isinstance(record, Unheard):
             self._events.append(Vanished(PeerId(record.peer)))
+        elif isinstance(record, Log):
+            logging.getLogger(record.logger).log(record.level, "%s", record.text)
         else:
             assert isinstance(record, Failed)
             self._end = record.reason

@@ -129,7 +129,7 @@ class Path:
         """An authentic packet came on ``way``."""
         if self._keys is None or way in self._known:
             return []
-        if isinstance(way, Relayed):
+        if not isinstance(way, Direct):
             self._tries.offer(way, now, len(self._known))
         else:
             self._tries.move_to(way, now, len(self._known))

@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 
+from hopformer.net.identity import PeerId
 from hopformer.net.path_size import ETHERNET_DATAGRAM_BYTES, SITE_DATAGRAM_BYTES
 from hopformer.net.paths import Path
 from hopformer.net.probes import PROBE_BYTES, is_probe, tag_of
 from hopformer.net.quic import MIN_DATAGRAM_BYTES
-from hopformer.net.ways import Direct
+from hopformer.net.ways import Direct, Ice, Relayed
 from hopformer.net.wire import Hello
 
 OWN, PEERS = Hello(b"i" * 8, b"o" * 8, b"1" * 16), Hello(b"j" * 8, b"p" * 8, b"2" * 16)
@@ -140,3 +141,19 @@ def test_probes_are_told_from_quic_by_their_first_byte() -> None:
     assert is_probe(datagram) and tag_of(datagram) == PEERS.path_tag and not datagram[0] & 0x40
     assert not is_probe(datagram[: PROBE_BYTES - 1]) and not is_probe(bytes(100)) and not is_probe(b"\x41" * 100)
     assert PROBE_BYTES == 33
+
+
+def test_a_way_that_ice_has_found_is_straight_and_takes_nobodys_place() -> None:
+    channel = Relayed(PeerId(bytes(22)), ("198.51.100.2", 4711), b"\4" + bytes(7))
+    by_ice = Ice(("198.51.100.7", 4711), 0)
+    path, _ = path_to(channel)
+    outgoing = path.offer([by_ice], 100.0)
+    taken(path, answer([one for one in outgoing if one[1] == by_ice], seen_at=by_ice), by_ice)
+    assert path.way == by_ice and set(path.ways) == {by_ice, channel}
+    path, _ = path_to(WORLD)
+    outgoing = path.heard_from(by_ice, 100.0)  # an authentic packet, before this end knows the way
+    taken(path, answer([one for one in outgoing if one[1] == by_ice], seen_at=by_ice), by_ice)
+    assert path.way == WORLD and set(path.ways) == {WORLD, by_ice}  # a peer that has moved would have taken its place
+    path.lose(by_ice, 101.0)
+    assert path.ways == [WORLD]
+    path.check_integrity()
