@@ -189,7 +189,7 @@ class Endpoint:
         if peer in self._peers and self._is_known_relay(connection, peer):
             return
         if peer != connection.dialled:
-            logger.warning("peer=%s addr=%s: %s answered", connection.dialled, shown(connection.path.way), peer)
+            logger.info("peer=%s addr=%s: %s answered", connection.dialled, shown(connection.path.way), peer)
             self._carrier.end(connection, REFUSED, "you are not whom I dialled")
             self._dials.attempt_failed(connection, f"another key answers there: {peer}", REFUSED)
         else:

@@ -91,6 +91,8 @@ def hopformer(
     root, ours = logging.getLogger(), logging.getLogger("hopformer")
     before = root.handlers[:], root.level, ours.level
     monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "HOPFORMER_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
 
     def run_here(*arguments: object, stdin: str = "") -> Done:

@@ -163,13 +163,13 @@ def test_a_damaged_key_is_one_line_and_stays(hopformer: Hopformer, tmp_path: Pat
 
 @pytest.mark.slow
 def test_without_a_map_two_nodes_at_a_relay_answer_as_one_machine(
-    open_relay: Process, serve: Callable[..., Process], hopformer_process: Hopformer
+    open_relay: Process, serve: Callable[..., Process], hopformer: Hopformer
 ) -> None:
     nodes = [serve("a", "0:4", "--relay", open_relay.pinned), serve("b", "4:8", "--relay", open_relay.pinned)]
     assert [one.ready["relays"] for one in nodes] == [[open_relay.pinned]] * 2
-    expected = answered(hopformer_process("generate", *PROMPT))
+    expected = answered(hopformer("generate", *PROMPT))
     for relay in (open_relay.pinned, open_relay.ready["addrs"][0]):  # whoever answers there, if nobody is named
-        found = answered(hopformer_process("generate", *PROMPT, "--relay", relay))
+        found = answered(hopformer("generate", *PROMPT, "--relay", relay))
         assert found["token_ids"] == expected["token_ids"] and found["reroutes"] == 0
         assert [(one["layers"], one["peer"]) for one in found["route"]] == [
             ("0:4", nodes[0].peer_id),
@@ -179,7 +179,7 @@ def test_without_a_map_two_nodes_at_a_relay_answer_as_one_machine(
 
 @pytest.mark.slow
 def test_a_peer_of_whom_a_map_knows_a_relay_alone_is_reached(
-    open_relay: Process, serve: Callable[..., Process], hopformer_process: Hopformer, tmp_path: Path
+    open_relay: Process, serve: Callable[..., Process], hopformer: Hopformer, tmp_path: Path
 ) -> None:
     node = serve("a", "0:8", "--relay", open_relay.pinned)
     content = {
@@ -190,17 +190,17 @@ def test_a_peer_of_whom_a_map_knows_a_relay_alone_is_reached(
     }
     path = tmp_path / "map.json"
     path.write_text(json.dumps(content))
-    found = answered(hopformer_process("generate", *PROMPT, "--blocks-map", path))
+    found = answered(hopformer("generate", *PROMPT, "--blocks-map", path))
     assert found["route"] == [{"layers": "0:8", "peer": node.peer_id}]
-    assert found["token_ids"] == answered(hopformer_process("generate", *PROMPT))["token_ids"]
+    assert found["token_ids"] == answered(hopformer("generate", *PROMPT))["token_ids"]
 
 
 @pytest.mark.slow
 def test_a_node_that_dies_is_listed_no_longer(
-    open_relay: Process, serve: Callable[..., Process], hopformer_process: Hopformer
+    open_relay: Process, serve: Callable[..., Process], hopformer: Hopformer
 ) -> None:
     def listed() -> list[str]:
-        return [one["peer_id"] for one in answered(hopformer_process(*command))["peers"]]
+        return [one["peer_id"] for one in answered(hopformer(*command))["peers"]]
 
     command = "peers", "--json", "--relay", open_relay.pinned
     nodes = [serve("a", "0:8", "--relay", open_relay.pinned), serve("b", "0:8", "--relay", open_relay.pinned)]
@@ -215,11 +215,17 @@ def test_a_node_that_dies_is_listed_no_longer(
 
 @pytest.mark.slow
 def test_nobody_at_a_relay_is_said_with_what_there_is_instead(
-    open_relay: Process, serve: Callable[..., Process], hopformer_process: Hopformer
+    open_relay: Process, serve: Callable[..., Process], hopformer: Hopformer
 ) -> None:
     serve("a", "0:4", "--relay", open_relay.pinned)
-    done = hopformer_process("generate", *PROMPT, "--relay", open_relay.pinned)
+    brief = *PROMPT, "--reroute-timeout", "2"
+    done = hopformer("generate", *brief, "--relay", open_relay.pinned)
     is_one_line(done, 1, "nobody serves layers 4:8 of demo")
+    nobody = f"{open_relay.peer_id}@127.0.0.1:9"
+    is_one_line(hopformer("generate", *brief, "--relay", nobody), 1, "relay 127.0.0.1:9: no node listens there")
+    other = open_relay.pinned.replace(open_relay.peer_id, serve("b", "0:4", "--relay", open_relay.pinned).peer_id)
+    done = hopformer("generate", *brief, "--relay", other)
+    is_one_line(done, 1, f"another key answers there: {open_relay.peer_id}")
 
 
 # ---- a closed network
@@ -228,8 +234,8 @@ def test_nobody_at_a_relay_is_said_with_what_there_is_instead(
 class Invites:
     """``hopformer invite`` of the relay's own user: tokens in files."""
 
-    def __init__(self, hopformer_process: Hopformer, relay: Process, folder: Path) -> None:
-        self._run = hopformer_process
+    def __init__(self, hopformer: Hopformer, relay: Process, folder: Path) -> None:
+        self._run = hopformer
         self._relay = relay
         self._folder = folder
 
@@ -248,8 +254,8 @@ class Invites:
 
 
 @pytest.fixture
-def invites(hopformer_process: Hopformer, relay: Process, tmp_path: Path) -> Invites:
-    return Invites(hopformer_process, relay, tmp_path)
+def invites(hopformer: Hopformer, relay: Process, tmp_path: Path) -> Invites:
+    return Invites(hopformer, relay, tmp_path)
 
 
 @pytest.mark.slow
@@ -257,30 +263,28 @@ def test_in_a_closed_network_members_chat_and_nobody_else_until_they_are_revoked
     relay: Process,
     invites: Invites,
     serve: Callable[..., Process],
-    hopformer_process: Hopformer,
-    environment: dict[str, str],
+    hopformer: Hopformer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serving, _ = invites.make("serve")
     nodes = [serve("a", "0:4", "--join", serving), serve("b", "4:8", "--join", serving)]
     assert [one.ready["relays"] for one in nodes] == [[relay.pinned]] * 2
     chatting, serial = invites.make("chat")
-    found = answered(hopformer_process("generate", *PROMPT, "--join", chatting))
+    found = answered(hopformer("generate", *PROMPT, "--join", chatting))
     assert [one["peer"] for one in found["route"]] == [one.peer_id for one in nodes]
-    assert found["token_ids"] == answered(hopformer_process("generate", *PROMPT))["token_ids"]
-    environment["HOPFORMER_TOKEN"] = chatting.read_text().strip()
-    assert answered(hopformer_process("generate", *PROMPT))["route"] == found["route"]
-    del environment["HOPFORMER_TOKEN"]
+    assert found["token_ids"] == answered(hopformer("generate", *PROMPT))["token_ids"]
 
-    is_one_line(hopformer_process("generate", *PROMPT, "--relay", relay.pinned), 1, "must join with a token")
+    is_one_line(hopformer("generate", *PROMPT, "--relay", relay.pinned), 1, "must join with a token")
     invites.revoke(serial)
-    is_one_line(hopformer_process("generate", *PROMPT, "--join", chatting), 1, f"the invite {serial} .*was revoked")
+    is_one_line(hopformer("generate", *PROMPT, "--join", chatting), 1, f"the invite {serial} .*was revoked")
     other, _ = invites.make("chat")
-    assert answered(hopformer_process("generate", *PROMPT, "--join", other))["route"] == found["route"]
+    monkeypatch.setenv("HOPFORMER_TOKEN", other.read_text().strip())
+    assert answered(hopformer("generate", *PROMPT))["route"] == found["route"]
 
 
 @pytest.mark.slow
 def test_a_token_that_does_not_let_in_is_one_line_that_says_why(
-    invites: Invites, hopformer_process: Hopformer, tmp_path: Path
+    invites: Invites, hopformer: Hopformer, tmp_path: Path
 ) -> None:
     good, _ = invites.make("chat")
     brief, _ = invites.make("chat", "--expires", "1s")
@@ -289,10 +293,10 @@ def test_a_token_that_does_not_let_in_is_one_line_that_says_why(
         path = tmp_path / name
         path.write_text(content)
         path.chmod(0o600)
-        done = hopformer_process("generate", *PROMPT, "--join", path)
+        done = hopformer("generate", *PROMPT, "--join", path)
         is_one_line(done, done.returncode, "the token is damaged" if name == "cut" else "this is no token")
         assert done.returncode == 1 and text[4:40] not in done.stderr
     time.sleep(1.5)
-    is_one_line(hopformer_process("generate", *PROMPT, "--join", brief), 1, "the token expired at")
-    is_one_line(hopformer_process("serve", "demo", "--join", brief), 1, "the token expired at")
-    is_one_line(hopformer_process("chat", "--join", "nowhere"), 2, "neither a token")
+    is_one_line(hopformer("generate", *PROMPT, "--join", brief), 1, "the token expired at")
+    is_one_line(hopformer("serve", "demo", "--join", brief), 1, "the token expired at")
+    is_one_line(hopformer("chat", "--join", "nowhere"), 2, "neither a token")

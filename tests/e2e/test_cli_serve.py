@@ -164,7 +164,7 @@ def test_a_node_serves_its_layers_tells_its_figures_and_drains(
     serve: Callable[..., Node], caller: Caller, tiny_model: Path
 ) -> None:
     node = serve(tiny_model, "--layers", "1:2", "--identity", "key.pem", "--metrics", "127.0.0.1:0")
-    assert node.ready.keys() == {"ready", "peer_id", "addrs", "layers", "http"}
+    assert node.ready.keys() == {"ready", "peer_id", "addrs", "relays", "layers", "http"}
     assert node.ready["ready"] is True and node.ready["layers"] == "1:2"
     assert re.fullmatch(r"127\.0\.0\.1:\d+", node.ready["addrs"][0])
     caller.connect(node)
@@ -291,10 +291,13 @@ def test_who_is_not_allowed_does_not_get_in(serve: Callable[..., Node], caller: 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--layers", "auto"], 2, "--layers auto is not there yet"),
+        (["--layers", "auto"], 2, "--layers auto has to hear what others serve; pass --relay, --lan or --join"),
         (["--layers", "1:3"], 2, "--layers 1:3 is out of range; this model has the layers 0:2"),
         (["--layers", "4"], 2, "--layers '4' is no range"),
-        (["--listen", "0.0.0.0:0"], 2, "can be reached by others"),
+        (["--listen", "0.0.0.0:0"], 2, "at 0.0.0.0:0 others can connect"),
+        (["--relay", "192.0.2.1:1"], 2, "at 0.0.0.0:0 others can connect"),
+        (["--relay", "nowhere"], 2, "--relay: 'nowhere' is no address"),
+        (["--join", "nowhere"], 2, "neither a token"),
         (["--listen", "127.0.0.1"], 2, "HOST:PORT"),
         (["--allow", "me"], 2, "no peer id"),
         (["--metrics", "192.0.2.1:1"], 1, "--metrics 192.0.2.1:1 cannot be listened at"),

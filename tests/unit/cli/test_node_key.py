@@ -58,7 +58,7 @@ def test_a_caller_has_the_users_key_while_no_node_has_it(own: Path) -> None:
 
 
 def test_a_caller_beside_a_node_has_a_key_for_the_run(own: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="hopformer")
     with another_node(own), free_key(None) as found, free_key(None) as second:
         assert len({found.peer_id, second.peer_id, load_key(own).peer_id}) == 3
     assert f"peer={load_key(own).peer_id} runs on this machine" in caplog.text
