@@ -36,6 +36,7 @@ class Node:
     layers: str
     peer_id: str
     addr: str
+    pid: int
 
 
 def spans(num_layers: int, num_hops: int) -> list[tuple[int, int]]:
@@ -90,7 +91,7 @@ def _ready(process: "subprocess.Popen[str]", log: Path, deadline: float) -> Node
         words = log.read_text(encoding="utf-8").strip().splitlines()
         raise NetworkError(f"hopformer serve is not ready: {words[-1] if words else 'it says nothing'}")
     ready = json.loads(line)
-    return Node(ready["layers"], ready["peer_id"], ready["addrs"][0])
+    return Node(ready["layers"], ready["peer_id"], ready["addrs"][0], process.pid)
 
 
 def _end_all(processes: "Sequence[subprocess.Popen[str]]") -> None:

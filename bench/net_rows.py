@@ -5,6 +5,7 @@
     link      steps of 8 KiB and bulk over an emulated link
     decode    a model's decode steps over several hops, and on one machine
     codec     what rounding the activations does to the logits
+    memory    what a node's memory and handles come to, see net_memory.py
 
 Times are medians over the rounds. Ratios are medians of each round's own ratio, because only within a round are two
 times comparable; 2.0 means that ours takes half of that contender's time.
@@ -22,6 +23,7 @@ from .net_decode import DecodeTurn
 from .net_emulator import EmulatedLink
 from .net_hop import HopTurn, LinkTurn
 from .net_link import Line, percentile
+from .net_memory import MemoryTurn
 from .net_wire_error import WireError
 
 STEP_BYTES = 8192  # a token of 4,096 elements in bfloat16, an 8B model's
@@ -114,6 +116,19 @@ class LinkRow(NetRow):
     p99_ms: float
     mib_per_s: float
     ours_over_it: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRow(NetRow):
+    """A node's processes together, before, at most during, and after ``amount`` of a case; ``runs`` is the case."""
+
+    measures: ClassVar[str] = "memory"
+    amount: str
+    before_mib: float
+    most_mib: float
+    after_mib: float
+    before_handles: int
+    after_handles: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,3 +295,10 @@ def _ratio(turns: Sequence[Any], own: Sequence[Any], seconds: Callable[[Any], fl
     if turns is own:
         return None
     return median(seconds(one) / seconds(ours) for one, ours in zip(turns, own, strict=True))
+
+
+def memory_row(conditions: NetConditions, turn: MemoryTurn) -> MemoryRow:
+    """Of one case."""
+    before, after = turn.before, turn.after
+    sizes = before.mib, turn.most_mib, after.mib
+    return MemoryRow(conditions, turn.case, 1, turn.amount, *sizes, before.handles, after.handles)

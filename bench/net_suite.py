@@ -23,15 +23,16 @@ from .net_decode import CODECS, LOCAL, DecodeEffort, decode_over_hops
 from .net_emulator import EmulatedLink
 from .net_hop import HopEffort, HopTurn, LinkEffort, LinkTurn, take_hop_turn, take_link_turn
 from .net_link import LINES, PATH_LINES, Line
+from .net_memory import MemoryEffort, measure_memory
 from .net_nat import KINDS, RTT_S, NatEffort, measure_nat
 from .net_relay import SIZES, RelayEffort, RelayTurn, relay_running, take_change, take_dials, take_relay_turns
 from .net_relay_rows import DIRECT, RELAYED, change_row, dial_rows, nat_rows, no_nat_rows, relay_rows
-from .net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row
+from .net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row, memory_row
 from .net_wire_error import wire_error
 from .netns import missing
 
 KIB, MIB = 1 << 10, 1 << 20
-PARTS = ("hop", "decode", "links", "relay", "nat")
+PARTS = ("hop", "decode", "links", "relay", "nat", "memory")
 DTYPE = "bfloat16"  # of the demo model
 LINKS = (
     EmulatedLink(0.020),
@@ -64,6 +65,7 @@ class NetEffort:
         )
     )
     nat: NatEffort = field(default_factory=lambda: NatEffort(num_dials=3, wait_s=8.0, num_tokens=3))
+    memory: MemoryEffort = field(default_factory=MemoryEffort)
 
 
 QUICK = NetEffort(
@@ -74,6 +76,7 @@ QUICK = NetEffort(
     DecodeEffort(prompt_tokens=64, decode_tokens=12, rounds=3),
     RelayEffort({8 * KIB: 60, 16 * KIB: 30, 64 * KIB: 12}, bulk_bytes=8 * MIB, rounds=1, num_dials=3, num_changes=2),
     NatEffort(num_dials=1, wait_s=6.0, num_tokens=1),
+    MemoryEffort(warm_sessions=200, sessions=500, unread_bytes=96 * MIB, garbage_s=1.0),
 )
 
 
@@ -116,7 +119,7 @@ class NetPlan:
 
 
 def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
-    """Carry out ``plan``: one hop, decode over hops, what rounding does, links, relays, NATs.
+    """Carry out ``plan``: one hop, decode over hops, what rounding does, links, relays, NATs, memory.
 
     Raises:
         HopformerError: a contender or a node does not start or does not end.
@@ -133,6 +136,7 @@ def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
         "links": len(links) * len(PATH_LINES),
         "relay": effort.relay.rounds + 1 + effort.relay.num_changes,
         "nat": 0 if no_nat else len(KINDS),
+        "memory": 1,
     }
     total = sum(num_steps[part] for part in plan.parts)
     steps = iter(range(1, total + 1))
@@ -164,6 +168,9 @@ def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
         rows += no_nat_rows(conditions, KINDS, RTT_S, no_nat)
     elif "nat" in plan.parts:
         rows += nat_rows(conditions, measure_nat(resolve_model(DEMO), effort.nat, advance, KINDS), RTT_S)
+    if "memory" in plan.parts:
+        rows += [memory_row(conditions, turn) for turn in measure_memory(resolve_model(DEMO), effort.memory)]
+        advance()
     return rows
 
 

@@ -38,6 +38,7 @@ def make_tables(rows: Sequence[JsonRow]) -> list[NetTable]:
         "dial": _dials,
         "change": _changes,
         "nat": _nats,
+        "memory": _memory,
     }
     found = {name: [row for row in rows if row["measures"] == name] for name in makers}
     return [make(found[name]) for name, make in makers.items() if found[name]]
@@ -257,6 +258,25 @@ def _nats(rows: Sequence[JsonRow]) -> NetTable:
         tuple(lines),
         "medians from the dial on, at the relay already; token: of demo, whose layers are all at the far end, to a "
         "caller that has loaded the rest and dials the relay too",
+    )
+
+
+def _memory(rows: Sequence[JsonRow]) -> NetTable:
+    lines = (
+        (
+            f"{row['runs']}: {row['amount']}",
+            f"{row['before_mib']:.1f}",
+            f"{row['most_mib']:.1f}",
+            f"{row['after_mib']:.1f}",
+            f"{row['before_handles']} / {row['after_handles']}",
+        )
+        for row in rows
+    )
+    return NetTable(
+        "A node's memory, MiB",
+        ("", "before", "at most", "after", "handles before / after"),
+        tuple(lines),
+        "both of its processes; half of the demo model's layers",
     )
 
 

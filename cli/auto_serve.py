@@ -21,13 +21,13 @@ from ..net.network_process import MeshPart, ProcessSwitchboard
 from ..net.placement import MeshNode
 from ..net.served_span import ServedSpan
 from .interrupts import terminate_noted, terminate_unwinds
+from .leaving import DRAIN_S, leave_in_time
 from .loading import fetch
 from .node_flags import NodeFlags, SpanFlags
 from .served import load_served, public_name
 
 log = logging.getLogger(__name__)
 
-DRAIN_S = 2.0  # that open sessions have to move elsewhere when the node ends
 _GIB = 1 << 30
 
 
@@ -67,7 +67,7 @@ def serve_auto(
         log.info("peer=%s serves layers=%s:%s", switchboard.peer_id, served.start, served.end)
 
     try:
-        with terminate_noted() as terminated:
+        with terminate_noted(lambda: leave_in_time(switchboard)) as terminated:
             auto = AutoSpan(own, switchboard.now())
             AutoNode(switchboard, network.identity, served_model, auto, metrics, ready).run(terminated, DRAIN_S)
     finally:

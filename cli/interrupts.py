@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM, turned into something that the code between two engine steps can look at."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -36,14 +36,15 @@ def interrupt_noted() -> Iterator[Interrupt]:
 
 
 @contextmanager
-def terminate_noted() -> Iterator[Interrupt]:
-    """Note SIGTERM instead of ending, so that a node can drain; a second one raises SystemExit."""
+def terminate_noted(seen: Callable[[], None] = lambda: None) -> Iterator[Interrupt]:
+    """Note SIGTERM instead of ending, and call ``seen``, so that a node can drain; a second one raises SystemExit."""
     interrupt = Interrupt()
 
     def note(number: int, frame: FrameType | None) -> None:
         if interrupt.seen:
             raise SystemExit(128 + number)
         interrupt.seen = True
+        seen()
 
     before = signal.signal(signal.SIGTERM, note)
     try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..net.blocks_map import BlocksMap
     from ..net.identity import Identity
     from ..net.load_remote import RemoteModel
+    from ..net.switchboard import MeshSwitchboard
 
 CONNECT_S = 10.0  # a handshake over a relay, and its retries
 STATS_S = 1.5  # the network's process tells how connections do every second
@@ -215,26 +216,27 @@ def _open_remote(
         folder = fetch(reference, _own_layers(blocks_map), ends=True)
         start = time.perf_counter()
         with boards(serving, identity, listen, part) as (board, server_board):
-            routing = Routing(
-                blocks_map, routes.reroute_timeout, routes.codecs()[-1], routes.hand_head, is_meshed=mesh.finds_peers
-            )
+            codec = routes.codecs()[-1]
+            routing = Routing(blocks_map, routes.reroute_timeout, codec, routes.hand_head, is_meshed=mesh.finds_peers)
             with loading_bar(f"loading {reference}") as progress:
                 remote = load_remote(folder, load.options(), routing, board, progress)
             with serving_beside(serving, remote.model, load, routes.codecs(), server_board):
                 with connecting_table(remote.node) as show:
-                    _connect(remote, reference, show)
+                    _connect(remote, reference, board, show)
                 yield remote.model, time.perf_counter() - start, RemoteNodes(remote)
                 remote.runner.close()
 
 
-def _connect(remote: "RemoteModel", reference: str, show: Callable[[], None] | None) -> None:
+def _connect(remote: "RemoteModel", reference: str, board: "MeshSwitchboard", show: Callable[[], None] | None) -> None:
     """Connect; where nobody is found who serves a layer, the error says what there is in the mesh instead."""
     try:
         remote.runner.connect(show)
     except NoRouteError as error:
         if remote.node.mesh is None:
             raise
-        raise NoRouteError(f"{error}; {remote.node.mesh.why_nobody(reference)}") from error
+        raise NoRouteError(
+            "; ".join((str(error), remote.node.mesh.why_nobody(reference), *board.relay_problems))
+        ) from error
 
 
 def _own_layers(blocks_map: "BlocksMap | None") -> tuple[int, int]:

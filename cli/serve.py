@@ -18,6 +18,7 @@ from ..net.span_server import SpanServer
 from ..net.switchboard import MeshSwitchboard, Switchboard
 from .auto_serve import AutoNetwork, serve_auto
 from .interrupts import terminate_noted, terminate_unwinds
+from .leaving import DRAIN_S, leave_in_time
 from .mesh_flags import MeshFlags
 from .metrics_http import metrics_server
 from .node_flags import NodeFlags, SpanFlags, split_addr
@@ -29,7 +30,6 @@ from .served import load_served
 log = logging.getLogger(__name__)
 
 AUTO = "auto"  # in place of layers: those that the mesh lacks most
-DRAIN_S = 2.0  # that open sessions have to move elsewhere; with the network's own end, a node is gone within 5 s
 
 
 def serve(model: str, layers: str | None, node: NodeFlags, mesh: MeshFlags, span: SpanFlags) -> int:
@@ -54,7 +54,7 @@ def serve(model: str, layers: str | None, node: NodeFlags, mesh: MeshFlags, span
                 loaded, served = load_served(model, asked, node, span)
                 switchboard = ProcessSwitchboard.start(identity, addrs, allowed, mesh=part)
             try:
-                with terminate_noted() as terminated:
+                with terminate_noted(lambda: leave_in_time(switchboard)) as terminated:
                     server = make_server(switchboard, loaded, served, metrics)
                     server.announcer = SpanAnnouncer(switchboard, identity, served)
                     _say_ready(switchboard, served, http)

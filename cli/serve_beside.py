@@ -19,8 +19,9 @@ from ..net.shared_switchboard import Role, SharedSwitchboard
 from ..net.span_announcer import SpanAnnouncer
 from ..net.span_server import SpanServer
 from ..net.switchboard import MeshSwitchboard, Switchboard
+from .leaving import DRAIN_S
 from .options import LoadFlags, parse_layers
-from .serve import DRAIN_S, make_server, ready
+from .serve import make_server, ready
 from .serve_beside_flags import ServeBesideFlags
 from .served import announced
 
@@ -38,7 +39,7 @@ class Serving:
 @contextmanager
 def boards(
     flags: ServeBesideFlags, identity: Identity, listen: Sequence[str], part: MeshPart
-) -> Iterator[tuple[Switchboard, Serving | None]]:
+) -> Iterator[tuple[MeshSwitchboard, Serving | None]]:
     """The network as the chat sees it, and as the thread that serves does, if there is one."""
     if flags.serve is None:
         board = ProcessSwitchboard.start(identity, listen, allow=(), mesh=part)

@@ -5,7 +5,7 @@
                     sends from gets further
     a handshake     takes 5 ms of a processor and at most HANDSHAKE_S; HANDSHAKES_PER_S begin behind a Retry
     a key           must be on the list, where there is one; else at most MAX_STRANGERS are let in
-    a connection    may hold 32 MiB + 13 MiB, see inbox.py and quic.py
+    a connection    may hold 32 MiB + 13 MiB, see inbox.py and quic.py; one with a relay 0.1 MiB
 
 Not here: the connections themselves.
 """
@@ -30,6 +30,7 @@ HANDSHAKES_PER_S = 50  # a quarter of a processor
 HINTS_PER_S = 100  # see carrier.py; so that nobody can make us a source of many small datagrams
 MAX_STRANGERS = 32  # connected peers that dialled us and are on no list: 1.4 GiB at worst
 RECHECK_S = 60.0  # between two looks at whose membership has expired
+RELAY_MAX_STRANGERS = 4096  # of a relay: 400 MiB at worst; relay_table.MAX_REGISTERED
 HANDSHAKE_S = 5.0  # the first Initial and four more, 0.2, 0.4, 0.8 and 1.6 s apart; dials end after it as well
 _MAX_TOKEN_BYTES = 256  # a Retry token of ours has about 80
 
@@ -155,10 +156,12 @@ class Guests:
     Attributes:
         allow: peers by name; None is everybody.
         network: whose members are let in as well.
+        max_strangers: how many, where everybody is let in.
     """
 
     allow: frozenset[PeerId] | None = None
     network: ClosedNetwork | None = None
+    max_strangers: int = MAX_STRANGERS
 
     def why_refused(self, peer: PeerId | None, own: PeerId, num_strangers: int) -> str | None:
         """Why a peer that has dialled us is not let in, before anything that it says is read; None where it may be."""
@@ -167,7 +170,7 @@ class Guests:
         if peer == own:
             return "this is you"
         if self.allow is None:
-            return f"{num_strangers} peers are connected already" if num_strangers >= MAX_STRANGERS else None
+            return f"{num_strangers} peers are connected already" if num_strangers >= self.max_strangers else None
         return None if peer in self.allow or self.network is not None else f"{peer} is not on this node's list"
 
     def why_no_member(self, peer: PeerId, membership: bytes) -> str | None:

@@ -55,6 +55,7 @@ class Carrier:
         tell: gets what each link tells.
         membership: said in every Hello.
         max_datagram_bytes: send no larger ones.
+        takes_sessions: this node is more than a relay.
 
     Attributes:
         forwarder: gets what is relayed; None where this node is no relay.
@@ -67,6 +68,7 @@ class Carrier:
         tell: Callable[[Connection, LinkEvent], None],
         membership: bytes = b"",
         max_datagram_bytes: int = SITE_DATAGRAM_BYTES,
+        takes_sessions: bool = True,
     ) -> None:
         self.forwarder: Forwarder | None = None
         self.moved: Callable[[Connection], None] = lambda _: None
@@ -74,6 +76,7 @@ class Carrier:
         self._credentials = credentials
         self._tell = tell
         self._max_datagram_bytes = max_datagram_bytes
+        self._takes_sessions = takes_sessions
         self._loop = asyncio.get_running_loop()
         self._instance = os.urandom(INSTANCE_BYTES)
         self._retries = Retries()
@@ -397,7 +400,7 @@ class Carrier:
         now = self._loop.time()
         hello = Hello(self._instance, os.urandom(PATH_TAG_BYTES), os.urandom(PATH_KEY_BYTES), self._membership)
         path = Path(way, os.urandom, self._max_datagram_bytes)
-        connection = Connection(Link(quic, now), path, hello, dialled, now, way)
+        connection = Connection(Link(quic, now, self._takes_sessions), path, hello, dialled, now, way)
         connection.link.hold(self.is_held)
         self._by_tag[hello.path_tag] = connection
         self._half_open.add(connection)

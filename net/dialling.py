@@ -15,7 +15,7 @@ from .admission import HANDSHAKE_S, Known
 from .carrier import Carrier
 from .connection import Connection
 from .identity import PEER_DIGEST_BYTES, PeerId
-from .link import DUPLICATE
+from .link import DUPLICATE, REFUSED
 from .relays import MAX_RELAYS, Relays, split_relay
 from .udp import split_host_port
 from .ways import Addr, Direct, Relayed, Way, shown
@@ -38,6 +38,7 @@ class Dial:
         num_reaching: relays that have been asked for a channel, and have not said anything yet.
         standby: the peer has dialled us meanwhile; taken if we do not get through.
         reason: why it is not reached, as far as is known.
+        is_refused: somebody is there, who does not let this node in, or is not whom it dialled.
     """
 
     peer: PeerId
@@ -50,6 +51,7 @@ class Dial:
     lookup: "asyncio.Task[None] | None" = None
     standby: Standby | None = None
     reason: str = "it does not answer"
+    is_refused: bool = False
 
     @property
     def is_hopeless(self) -> bool:
@@ -127,14 +129,19 @@ class Dialling:
             other.attempts += dial.attempts
             other.relay_addrs += dial.relay_addrs
 
-    def attempt_failed(self, connection: Connection, reason: str, *, is_duplicate: bool = False) -> None:
-        """One address did not lead there. Where the peer says that it has a connection, that one is waited for."""
+    def attempt_failed(self, connection: Connection, reason: str, code: int | None = None) -> None:
+        """One address did not lead there. Where the peer says that it has a connection, that one is waited for.
+
+        Args:
+            code: with which the other end, or this one, has ended it; None where nobody answers.
+        """
         dial = None if connection.dialled is None else self._dials.get(connection.dialled)
         if dial is None or connection not in dial.attempts:
             return
         dial.attempts.remove(connection)
-        if not is_duplicate:
+        if code != DUPLICATE:
             dial.reason = f"{shown(connection.path.way)}: {reason}"
+            dial.is_refused = code == REFUSED
             self._check(dial)
 
     def take(self, peer: PeerId, keep: Connection | None = None) -> Dial | None:

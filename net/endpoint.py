@@ -20,7 +20,7 @@ from .identity import Identity, PeerId
 from .link import CLOSED, DUPLICATE, REFUSED, Greeted, LinkEvent, Over, Proven
 from .messages import Close, Message, Refuse
 from .path_size import SITE_DATAGRAM_BYTES
-from .quic import Credentials
+from .quic import RECEIVE_WINDOW_BYTES, RELAY_WINDOW_BYTES, Credentials
 from .relay_messages import Candidates, IceOffer, RelayMessage
 from .relays import Relays
 from .switchboard import Event, PeerDown, PeerStats, PeerUp, Received
@@ -63,6 +63,7 @@ class Endpoint:
         tell: gets every event.
         max_datagram_bytes: send no larger ones, whatever the path carries.
         membership: what this node shows to be let in where a network is closed.
+        is_relay: it takes no sessions, so that each peer costs little.
 
     Attributes:
         desk: where this node is a relay.
@@ -80,6 +81,7 @@ class Endpoint:
         tell: Callable[[Event], None],
         max_datagram_bytes: int = SITE_DATAGRAM_BYTES,
         membership: bytes = b"",
+        is_relay: bool = False,
     ) -> None:
         self.peer_id = identity.peer_id
         self.desk: Desk | None = None
@@ -91,7 +93,8 @@ class Endpoint:
         self._guests = guests if isinstance(guests, Guests) else Guests(guests)
         self._tell = tell
         self._loop = asyncio.get_running_loop()
-        self._carrier = Carrier(Credentials(identity), self._on_event, membership, max_datagram_bytes)
+        credentials = Credentials(identity, RELAY_WINDOW_BYTES if is_relay else RECEIVE_WINDOW_BYTES)
+        self._carrier = Carrier(credentials, self._on_event, membership, max_datagram_bytes, not is_relay)
         self._carrier.moved = self._on_moved
         self._peers: dict[PeerId, Connection] = {}
         self._dials = Dialling(self, self._carrier)
@@ -188,7 +191,7 @@ class Endpoint:
         if peer != connection.dialled:
             logger.warning("peer=%s addr=%s: %s answered", connection.dialled, shown(connection.path.way), peer)
             self._carrier.end(connection, REFUSED, "you are not whom I dialled")
-            self._dials.attempt_failed(connection, f"another key answers there: {peer}")
+            self._dials.attempt_failed(connection, f"another key answers there: {peer}", REFUSED)
         else:
             connection.peer = peer
             connection.link.greet(connection.hello)
@@ -259,7 +262,7 @@ class Endpoint:
         """See DialOwner."""
         self.relays.leave(dial.peer)
         for addr in dial.relay_addrs:
-            self.relays.failed(addr, dial.reason)
+            self.relays.failed(addr, dial.reason, is_refused=dial.is_refused)
         if dial.is_peer:
             self._tell(PeerDown(dial.peer, dial.reason))
 
@@ -292,7 +295,7 @@ class Endpoint:
             logger.info("peer=%s addr=%s: gone: %s", peer, shown(connection.path.way), over.reason)
             self._is_gone(peer, over.reason)
         elif connection.dialled is not None:
-            self._dials.attempt_failed(connection, over.reason, is_duplicate=over.code == DUPLICATE)
+            self._dials.attempt_failed(connection, over.reason, over.code)
 
     def _lose(self, connection: Connection, code: int, reason: str, *, is_replaced: bool = False) -> None:
         """End a connection that was let in; where it is replaced, what leads to the peer is still needed."""

@@ -17,9 +17,11 @@ class Inbox:
 
     Args:
         first_stream_id: of the peer, see Outbox.
+        takes_sessions: where it does not, the first stream is the only one.
     """
 
-    def __init__(self, first_stream_id: int) -> None:
+    def __init__(self, first_stream_id: int, takes_sessions: bool = True) -> None:
+        self._takes_sessions = takes_sessions
         self._first_stream_id = first_stream_id
         self._readers: dict[int, FrameReader] = {first_stream_id: FrameReader(MAX_REVOKE_BYTES)}
         self._buffered_bytes = 0
@@ -71,6 +73,8 @@ class Inbox:
         if reader is None:
             if stream_id % STREAM_ID_STEP != self._first_stream_id % STREAM_ID_STEP:
                 raise LinkError(f"stream {stream_id} goes both ways; there are none such")
+            if not self._takes_sessions:
+                raise LinkError("a relay takes no sessions")
             reader = self._readers[stream_id] = FrameReader()
         return reader
 

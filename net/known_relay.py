@@ -84,6 +84,8 @@ class KnownRelay:
         is_registered: it has said that others may reach this node.
         outside: where it sees this node.
         outside_changes: how many are listened to.
+        problem: why it is not connected; empty where it is, or was not dialled yet.
+        is_refused: it answers, and does not let this node in, or is not whom it should be.
         pause_s: until it is dialled again.
         lost_at: since when it is not connected.
         warned_at: when somebody was told that it drops datagrams.
@@ -100,6 +102,8 @@ class KnownRelay:
     is_registered: bool = False
     outside: str = ""
     outside_changes: Rate = field(default_factory=lambda: Rate(OUTSIDE_PER_S))
+    problem: str = ""
+    is_refused: bool = False
     pause_s: float = FIRST_PAUSE_S
     lost_at: float = -math.inf
     warned_at: float = -math.inf

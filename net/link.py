@@ -82,13 +82,14 @@ class Link:
 
     Args:
         quic: which has not sent anything yet.
+        takes_sessions: see Inbox.
     """
 
-    def __init__(self, quic: MutualQuic, now: float) -> None:
+    def __init__(self, quic: MutualQuic, now: float, takes_sessions: bool = True) -> None:
         self.quic = quic
         own, other = (2, 3) if quic.is_client else (3, 2)
         self._outbox = Outbox(own)
-        self._inbox = Inbox(other)
+        self._inbox = Inbox(other, takes_sessions)
         self._state = _State.HANDSHAKE
         self._has_greeted = self._is_greeted = False
         self._is_mute = False

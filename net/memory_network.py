@@ -244,6 +244,11 @@ class MemorySwitchboard:
         """See MeshSwitchboard."""
         return ()
 
+    @property
+    def relay_problems(self) -> tuple[str, ...]:
+        """See MeshSwitchboard."""
+        return ()
+
     def publish(self, announcement: bytes | None) -> None:
         """See MeshSwitchboard."""
         self._network.publish(self._peer, announcement)

@@ -25,6 +25,7 @@ from .pipe import (
     Down,
     Failed,
     HeardOf,
+    Log,
     Order,
     Publish,
     Ready,
@@ -45,7 +46,9 @@ from .wire import Part
 HOLD_BYTES = 16 << 20  # that the model's process has not read: then peers get no more credit ...
 RELEASE_BYTES = 4 << 20  # ... until it has
 READ_BYTES = 256 << 10  # at a turn of the loop, so that datagrams get theirs: 0.1 ms
+LOOK_S = 0.1  # between two looks whether they have turned it away
 REGISTER_S = 5.0  # that a node waits for its relays before it is ready without them; as long as a dial may take
+MAX_LOG_CHARACTERS = 4000  # of a line, with a traceback in it; what a stranger can put into one is shorter
 PIPE_BUFFER_BYTES = 4 << 20  # asked for: a prefill chunk crosses in one write; the kernel may grant less
 
 
@@ -62,6 +65,7 @@ class NetworkProcess:
         self._endpoint: Endpoint | None = None
         self._mesh: MeshMember | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._ready: Ready | None = None  # as it was told last
         self._is_over = asyncio.Event()
 
     async def run(self) -> None:
@@ -74,6 +78,7 @@ class NetworkProcess:
                 if self._endpoint is not None and self._mesh is not None:
                     self._mesh.tick()
                     self._write(pack_order(_stats_of(self._endpoint)))
+                    self._tell_ready()
         finally:
             self._loop.remove_reader(self._pipe.fileno())
             self._loop.remove_writer(self._pipe.fileno())
@@ -111,7 +116,12 @@ class NetworkProcess:
         elif isinstance(record, Stop):
             self._is_over.set()
 
+    def log(self, level: int, logger: str, text: str) -> None:
+        """Tell the model's process, whose log it is."""
+        self._write(pack_order(Log(level, logger, text[:MAX_LOG_CHARACTERS])))
+
     async def _start(self, start: Start) -> None:
+        logging.getLogger(__package__.partition(".")[0]).setLevel(start.log_level)
         identity = Identity.from_seed(start.seed)
         network = None if start.network is None else Network(PeerId(start.network))
         guests = Guests(None if start.allow is None else frozenset(map(PeerId, start.allow)), network)
@@ -135,17 +145,30 @@ class NetworkProcess:
         deadline = self._loop.time() + REGISTER_S
         registered = asyncio.Event()
         endpoint.registered = registered.set
-        while len(endpoint.relays.addrs) < len(start.relays) and self._loop.time() < deadline:
+        relays = endpoint.relays
+        while len(relays.addrs) < len(start.relays) and not relays.are_refused and self._loop.time() < deadline:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(registered.wait(), deadline - self._loop.time())
+                await asyncio.wait_for(registered.wait(), LOOK_S)
             registered.clear()
+        if relays.are_refused and start.lan is None:
+            self._write(pack_order(Failed("; ".join(relays.problems))))
+            return
         endpoint.registered = self._on_registered
-        self._write(pack_order(Ready(endpoint.addrs, endpoint.relays.addrs)))
+        self._ready = Ready(endpoint.addrs, relays.addrs, relays.problems)
+        self._write(pack_order(self._ready))
 
     def _on_registered(self) -> None:
-        assert self._endpoint is not None and self._mesh is not None
+        assert self._mesh is not None
         self._mesh.refresh()
-        self._write(pack_order(Ready(self._endpoint.addrs, self._endpoint.relays.addrs)))
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Once it is, whenever something of it has changed."""
+        assert self._endpoint is not None
+        ready = Ready(self._endpoint.addrs, self._endpoint.relays.addrs, self._endpoint.relays.problems)
+        if self._ready not in (None, ready):
+            self._ready = ready
+            self._write(pack_order(ready))
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, PeerUp):
@@ -206,6 +229,18 @@ def _stats_of(endpoint: Endpoint) -> Order:
     )
 
 
+class _ToTheModel(logging.Handler):
+    """Sends what is logged here to the process that was told how logs look."""
+
+    def __init__(self, process: NetworkProcess) -> None:
+        super().__init__()
+        self._process = process
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        self._process.log(record.levelno, record.name, self.format(record))
+
+
 def main(descriptor: int) -> None:
     """Serve the model's process at the other end of the socket with this file descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says Stop
@@ -215,7 +250,9 @@ def main(descriptor: int) -> None:
         pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BUFFER_BYTES)
 
         async def serve() -> None:
-            await NetworkProcess(pipe).run()
+            process = NetworkProcess(pipe)
+            logging.getLogger().addHandler(_ToTheModel(process))
+            await process.run()
 
         asyncio.run(serve())
 

@@ -5,6 +5,7 @@ imports QUIC.
 """
 
 import contextlib
+import logging
 import select
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from .pipe import (
     Down,
     Failed,
     HeardOf,
+    Log,
     Publish,
     Ready,
     Record,
@@ -86,6 +88,7 @@ class ProcessSwitchboard:
         self._stats: dict[PeerId, PeerStats] = {}
         self._addrs: tuple[str, ...] | None = None
         self._relays: tuple[str, ...] = ()
+        self._relay_problems: tuple[str, ...] = ()
         self._end: str | None = None  # how the child ended
         self._is_closed = False
 
@@ -107,7 +110,8 @@ class ProcessSwitchboard:
             mesh: what else it takes part in; by default nothing.
 
         Raises:
-            NetworkError: an address is taken, or the process does not start.
+            NetworkError: an address is taken, the process does not start, or no relay lets this node in, where that
+                is how it takes part.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -136,6 +140,7 @@ class ProcessSwitchboard:
             network=None if mesh.network is None else mesh.network.digest,
             membership=mesh.membership,
             ice=mesh.ice,
+            log_level=logging.getLogger(__name__).getEffectiveLevel(),
         )
         try:
             switchboard._write(pack_order(start))
@@ -160,6 +165,11 @@ class ProcessSwitchboard:
     def relays(self) -> tuple[str, ...]:
         """PEER_ID@HOST:PORT of the relays that this node may be reached through now."""
         return self._relays
+
+    @property
+    def relay_problems(self) -> tuple[str, ...]:
+        """See MeshSwitchboard."""
+        return self._relay_problems
 
     @property
     def child_pid(self) -> int:
@@ -289,11 +299,13 @@ class ProcessSwitchboard:
                 for one in record.peers
             }
         elif isinstance(record, Ready):
-            self._addrs, self._relays = record.addrs, record.relays
+            self._addrs, self._relays, self._relay_problems = record.addrs, record.relays, record.problems
         elif isinstance(record, HeardOf):
             self._events.append(Heard(parse(record.announcement, time.time()), record.announcement, Via(record.via)))
         elif isinstance(record, Unheard):
             self._events.append(Vanished(PeerId(record.peer)))
+        elif isinstance(record, Log):
+            logging.getLogger(record.logger).log(record.level, "%s", record.text)
         else:
             assert isinstance(record, Failed)
             self._end = record.reason

@@ -5,6 +5,7 @@ digest; everything else is msgpack of a struct below. Both ends are ours and of 
 the same, so that a stray byte is noticed where it is.
 """
 
+import logging
 import struct
 from collections.abc import Iterator
 
@@ -38,6 +39,7 @@ class Start(_Struct, frozen=True):
     network: bytes | None
     membership: bytes
     ice: bool = False
+    log_level: int = logging.WARNING
 
     def __repr__(self) -> str:
         return f"Start(listen={self.listen!r}, allow={self.allow!r})"  # not the seed
@@ -61,10 +63,14 @@ class Stop(_Struct, frozen=True):
 
 
 class Ready(_Struct, frozen=True):
-    """From the network: it listens on ``addrs``, and may be reached through ``relays``; again where these change."""
+    """From the network: it listens on ``addrs``, and may be reached through ``relays``; again where these change.
+
+    ``problems`` are why it may not be reached through others.
+    """
 
     addrs: tuple[str, ...]
     relays: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 class Failed(_Struct, frozen=True):
@@ -116,7 +122,15 @@ class Stats(_Struct, frozen=True):
     peers: tuple[Stat, ...]
 
 
-Order = Start | Dial | Publish | Stop | Ready | Failed | Up | Down | HeardOf | Unheard | Stats
+class Log(_Struct, frozen=True):
+    """From the network: a line for the node's log."""
+
+    level: int
+    logger: str
+    text: str
+
+
+Order = Start | Dial | Publish | Stop | Ready | Failed | Up | Down | HeardOf | Unheard | Stats | Log
 Record = tuple[PeerId, Message] | Order
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -77,6 +77,7 @@ ACK_DELAY_S = 0.005  # what is sent before carries it: the answer to a step of a
 PEER_ACK_DELAY_S = 0.010  # what the other side is granted: its own 5 ms, and a scheduler's time slice
 INITIAL_RTT_S = 0.1  # of a path that was never measured; the first resent Initial leaves after twice this
 RECEIVE_WINDOW_BYTES = 8 << 20  # twice what congestion.py lets be under way
+RELAY_WINDOW_BYTES = 64 << 10  # of a relay, which takes small messages: the longest is wire.MAX_REVOKE_BYTES
 _MAX_PACKET_THRESHOLD = 128  # packets that may overtake one: about what 5 ms of reordering holds at 40 MiB/s
 _MAX_TIME_THRESHOLD = 2.0  # round trips that one may be late
 _REMEMBERED_LOSSES = 1024
@@ -197,10 +198,11 @@ class MutualQuic(QuicConnection):
 
 
 class Credentials:
-    """A node's certificate and key, made once for all its connections."""
+    """A node's certificate and key, made once for all its connections, and what each of them may hold."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, receive_window_bytes: int = RECEIVE_WINDOW_BYTES) -> None:
         self.peer_id = identity.peer_id
+        self.receive_window_bytes = receive_window_bytes
         self._certificate, self._key = identity.tls_credentials()
 
     def configuration(self, is_client: bool) -> QuicConfiguration:
@@ -211,8 +213,8 @@ class Credentials:
             connection_id_length=CONNECTION_ID_BYTES,
             idle_timeout=IDLE_TIMEOUT_S,
             is_client=is_client,
-            max_data=RECEIVE_WINDOW_BYTES,
-            max_stream_data=RECEIVE_WINDOW_BYTES,
+            max_data=self.receive_window_bytes,
+            max_stream_data=self.receive_window_bytes,
             max_datagram_size=MIN_DATAGRAM_BYTES,
             supported_versions=[QuicProtocolVersion.VERSION_1],
             initial_rtt=INITIAL_RTT_S,
@@ -224,14 +226,14 @@ class Credentials:
 
 
 class _SlidingLimit(Limit):
-    """MAX_DATA (RFC 9000, section 19.9): at most RECEIVE_WINDOW_BYTES beyond what was consumed.
+    """MAX_DATA (RFC 9000, section 19.9): at most so much as at first beyond what was consumed.
 
     aioquic doubles ``value`` whenever half of it is used; the setter grants no more than there is room for.
     """
 
     def __init__(self, limit: Limit) -> None:
         self.consumed = 0
-        self._granted = limit.value
+        self._window = self._granted = limit.value
         super().__init__(limit.frame_type, limit.name, limit.value)
 
     @property
@@ -241,8 +243,8 @@ class _SlidingLimit(Limit):
 
     @value.setter
     def value(self, wanted: int) -> None:
-        grant = min(wanted, self.consumed + RECEIVE_WINDOW_BYTES)
-        if grant - self._granted >= RECEIVE_WINDOW_BYTES // 4:  # not a frame for each packet
+        grant = min(wanted, self.consumed + self._window)
+        if grant - self._granted >= self._window // 4:  # not a frame for each packet
             self._granted = grant
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MembershipError, NetworkError
-from .admission import RECHECK_S, Guests
+from .admission import RECHECK_S, RELAY_MAX_STRANGERS, Guests
 from .announcement import Announcement
 from .authority_files import load_revocations
 from .directory import Directory
@@ -58,7 +58,8 @@ class RelayNode:
         self._network = None if config.network is None else Network(config.network)
         self._revocations_at: tuple[int, int] | None = None
         self._recheck_at = time.monotonic() + RECHECK_S
-        self.endpoint = Endpoint(identity, Guests(config.allow, self._network), _ignore)
+        guests = Guests(config.allow, self._network, RELAY_MAX_STRANGERS)
+        self.endpoint = Endpoint(identity, guests, _ignore, is_relay=True)
         table = RelayTable(config.max_rate)
         self.desk = RelayDesk(self.endpoint, table, Directory(self._admit), self._network)
         self.endpoint.desk = self.desk

@@ -85,6 +85,17 @@ class Relays:
         return tuple(f"{one.peer}@{one.addr}" for one in self._all() if one.is_kept and one.is_registered)
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """Of each kept relay that is not connected, why; for people."""
+        return tuple(f"relay {one.addr}: {one.problem}" for one in self._all() if one.is_kept and one.problem)
+
+    @property
+    def are_refused(self) -> bool:
+        """Whether there are kept relays, and every one of them has turned this node away."""
+        kept = [one for one in self._all() if one.is_kept]
+        return bool(kept) and all(one.is_refused for one in kept)
+
+    @property
     def outside_addrs(self) -> tuple[str, ...]:
         """HOST:PORT each, where relays see this node."""
         return tuple(dict.fromkeys(one.outside for one in self._all() if one.outside))
@@ -152,6 +163,7 @@ class Relays:
             return
         relay.stop_timer()
         relay.peer, relay.is_connected, relay.is_dialled, relay.pause_s = peer, True, False, FIRST_PAUSE_S
+        relay.problem, relay.is_refused = "", False
         connection = self._client.connection_of(peer)
         assert connection is not None
         connection.link.quiet_ping_s = QUIET_PING_S
@@ -172,12 +184,13 @@ class Relays:
         self.failed(relay.addr, reason)
         return True
 
-    def failed(self, addr: str, reason: str) -> None:
+    def failed(self, addr: str, reason: str, *, is_refused: bool = False) -> None:
         """The relay at ``addr`` is not connected; try again later."""
         relay = self._relays[addr]
         if relay.is_connected:
             return
         relay.is_dialled = False
+        relay.problem, relay.is_refused = reason.removeprefix(f"{addr}: "), is_refused
         relay.stop_timer()
         for wanted in relay.wanted.values():
             self._channels.tell_failed(wanted, f"relay {relay.addr}: {reason}")

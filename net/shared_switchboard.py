@@ -176,6 +176,11 @@ class Port:
         """See MeshSwitchboard."""
         return self._shared.board.relays
 
+    @property
+    def relay_problems(self) -> tuple[str, ...]:
+        """See MeshSwitchboard."""
+        return self._shared.board.relay_problems
+
     def publish(self, announcement: bytes | None) -> None:
         """See MeshSwitchboard."""
         self._shared.publish(announcement)

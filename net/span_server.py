@@ -74,7 +74,6 @@ class SpanServer:
         now = self._switchboard.now()
         match event:
             case PeerUp(peer):
-                log.info("peer=%s is connected", peer)
                 self.sessions.peer_up(peer, now)
             case PeerDown(peer, reason):
                 log.info("peer=%s is gone: %s", peer, reason)

@@ -130,6 +130,11 @@ class MeshSwitchboard(Switchboard, Protocol):
         """PEER_ID@HOST:PORT of the relays that the node may be reached through now."""
         ...
 
+    @property
+    def relay_problems(self) -> tuple[str, ...]:
+        """Why it may not be reached through others; a line each, for people."""
+        ...
+
     def publish(self, announcement: bytes | None) -> None:
         """Announce this wherever the node takes part, until the next; None takes it back.
 

@@ -21,6 +21,7 @@ from hopformer.llama.assemble import ModelPart, Placement, load_model
 from hopformer.llama.batch import Chunk
 from hopformer.llama.config import load_config
 from hopformer.llama.fingerprint import fingerprint
+from hopformer.llama.hub import resolve_model
 from hopformer.llama.kv_cache import KVCache
 from hopformer.llama.pages import PagePool
 from hopformer.llama.runner import SpanRunner
@@ -225,6 +226,23 @@ def test_an_idle_node_ends_at_once_and_its_key_stays(serve: Callable[..., Node],
     messages = [json.loads(line)["message"] for line in first.log().splitlines()]
     assert "draining: 0 sessions are open" in messages
     assert serve(tiny_model, *flags).ready["peer_id"] == first.ready["peer_id"]
+
+
+def test_a_step_that_takes_long_does_not_keep_a_node_from_ending(serve: Callable[..., Node], caller: Caller) -> None:
+    """Batch-invariant, a prompt of 2,000 tokens takes many seconds."""
+    flags = ("--dtype", "float32", "--batch-invariant", "--identity", "key.pem", "--log-level", "warning")
+    node = serve("demo", *flags)
+    caller.connect(node)
+    demo = resolve_model("demo")
+    width, me = load_config(demo).hidden_size, caller.identity.peer_id
+    kinds = Dtype.FLOAT32, Codec.EXACT
+    key = SessionKey(me, 1)
+    caller.board.send(node.peer, Open(key, fingerprint(demo), 0, 8, *kinds, 2000, 60, Neighbours(me, me, ())))
+    caller.wait_for(Opened)
+    caller.board.send(node.peer, Step(key, 1, 0, 2000, 1, False, *kinds, width, bytes(4 * width * 2000)))
+    time.sleep(0.5)
+    code, seconds = node.end(signal.SIGTERM)
+    assert code == 0 and seconds < EXIT_S and "gives up a step that still runs" in node.log()
 
 
 def test_ctrl_c_ends_a_node_with_130(serve: Callable[..., Node], tiny_model: Path) -> None:

@@ -1,6 +1,7 @@
 """A closed network over QUIC on loopback: a real relay, real nodes, tokens that its authority signed, and strangers."""
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +25,7 @@ from hopformer.net.layer_range import LayerRange
 from hopformer.net.membership import Network
 from hopformer.net.mesh_member import MeshMember
 from hopformer.net.messages import Ask, Codec, Dtype, Message
+from hopformer.net.network_process import MeshPart, ProcessSwitchboard
 from hopformer.net.peer_table import PeerTable, Wanted
 from hopformer.net.relay_node import RelayConfig, RelayNode
 from hopformer.net.revocations import Revocations
@@ -189,8 +191,43 @@ def test_a_stranger_is_refused_by_the_relay_and_by_a_node_with_one_clear_line(wh
             stranger.endpoint.dial(member.peer_id, (member.relay,))
             await net.until(lambda: stranger.down(member.peer_id))
             assert words in stranger.down(member.peer_id)
+            await net.until(lambda: stranger.endpoint.relays.are_refused)
+            (problem,) = stranger.endpoint.relays.problems
+            assert re.fullmatch(rf"relay {net.relay.addrs[0]}: .*{words}.*", problem)
             assert stranger.endpoint.relays.addrs == () and stranger.peer_id not in net.relay.stats()
             assert PeerUp(stranger.peer_id) not in member.events
+
+    run(test)
+
+
+def test_a_relay_that_somebody_else_is_turns_nobody_away_and_is_not_used(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with closed_network(tmp_path) as net:
+            member = await net.join()
+            assert not member.endpoint.relays.are_refused and member.endpoint.relays.problems == ()
+            other = RelayNode(Identity.generate(), RelayConfig(LOOPBACK))
+            member.endpoint.relays.keep(f"{AUTHORITY.peer_id}@{other.addrs[0]}")
+            await net.until(lambda: member.endpoint.relays.problems)
+            words = f"relay {other.addrs[0]}: another key answers there: {other.peer_id}"
+            assert member.endpoint.relays.problems == (words,)
+            assert not member.endpoint.relays.are_refused, "one of two is there"
+            other.close()
+
+    run(test)
+
+
+def test_a_node_whose_relays_all_turn_it_away_does_not_begin(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with closed_network(tmp_path) as net:
+            part = MeshPart((f"{net.relay.peer_id}@{net.relay.addrs[0]}",), network=AUTHORITY.peer_id)
+            identity = Identity.generate()
+            starting = asyncio.create_task(
+                asyncio.to_thread(ProcessSwitchboard.start, identity, LOOPBACK, (), mesh=part)
+            )
+            await net.until(starting.done)
+            words = f"relay {net.relay.addrs[0]}: {identity.peer_id} shows no membership of network {AUTHORITY.peer_id}"
+            with pytest.raises(NetworkError, match=re.escape(words)):
+                await starting
 
     run(test)
 

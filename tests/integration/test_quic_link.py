@@ -518,6 +518,27 @@ def test_the_key_is_on_no_command_line() -> None:
         assert identity.seed.hex() not in shown and "PRIVATE" not in shown
 
 
+def test_what_the_networks_process_has_to_say_is_in_the_nodes_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Who was let in, and who was not and why."""
+    with (
+        caplog.at_level("INFO", "hopformer"),
+        closing(ProcessSwitchboard.start(Identity.generate(), LOOPBACK)) as anna,
+        closing(ProcessSwitchboard.start(Identity.generate(), LOOPBACK, allow=())) as bela,
+        nodes(1) as (cara,),
+    ):
+        join(bela, anna)
+        cara.dial(bela.peer_id, bela.addrs)
+        poll_until(cara, PeerDown)
+        deadline = time.monotonic() + WAIT_S
+        while not any("refused" in line for line in caplog.messages):
+            assert time.monotonic() < deadline
+            for one in (anna, bela):
+                one.poll(0.1)
+    assert any(f"peer={cara.peer_id}" in line and "is not on this node's list" in line for line in caplog.messages)
+    assert any(f"peer={anna.peer_id}" in line and line.endswith(": connected") for line in caplog.messages)
+    assert {record.name for record in caplog.records} == {"hopformer.net.endpoint"}
+
+
 def test_an_address_that_is_taken_is_told() -> None:
     with nodes(1) as (anna,), pytest.raises(NetworkError, match=f"cannot listen on {anna.addrs[0]}"):
         ProcessSwitchboard.start(Identity.generate(), anna.addrs)

@@ -1,20 +1,32 @@
 """Nodes that reach each other through a relay on this machine's loopback: what they gain, and what they survive."""
 
 import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
+from hopformer.net.admission import MAX_STRANGERS
+from hopformer.net.dialling import MAX_ATTEMPTS
 from hopformer.net.endpoint import Endpoint
 from hopformer.net.identity import Identity, PeerId
+from hopformer.net.known_relay import OUTSIDE_PER_S
 from hopformer.net.messages import Codec, Dtype, Message, SessionKey, Step
 from hopformer.net.path_size import SITE_DATAGRAM_BYTES
+from hopformer.net.probes import PROBE_BYTES
+from hopformer.net.relay_channels import MAX_CHANNELS
+from hopformer.net.relay_messages import Accept, Candidates, Channel, Leave, Reach, Register, Registered, Unreachable
 from hopformer.net.relay_node import RelayConfig, RelayNode
 from hopformer.net.relay_table import DEFAULT_RATE
 from hopformer.net.switchboard import Event, PeerDown, PeerUp, Received
-from hopformer.net.ways import CHANNEL_PREFIX_BYTES, Direct, Relayed
+from hopformer.net.ways import CHANNEL_BYTES, CHANNEL_PREFIX_BYTES, Direct, Relayed
 
 LOOPBACK = ["127.0.0.1:0"]
 WAIT_S = 20.0  # far beyond what anything here takes; two shared cores may be busy with other tests
@@ -363,6 +375,244 @@ def test_a_peer_that_is_started_again_behind_its_relay_is_connected_anew() -> No
         assert bela.endpoint.relays.ways_to(again.peer_id), "the new channel stays"
 
     run(test)
+
+
+# ---- what a relay is held to, and holds others to
+
+
+def test_a_relay_takes_no_sessions() -> None:
+    async def test(stack: ExitStack) -> None:
+        relay, anna = opened(stack, Relay(), Node())
+        await anna.join(relay.node)
+        anna.endpoint.send(relay.node.peer_id, step(SessionKey(anna.peer_id, 1), 1))
+        await until(lambda: not anna.endpoint.relays.addrs)
+        await until(lambda: anna.endpoint.relays.addrs)
+
+    run(test)
+
+
+def test_a_relay_has_room_for_more_strangers_than_a_node_that_computes() -> None:
+    async def test(stack: ExitStack) -> None:
+        (relay,) = opened(stack, Relay())
+        nodes = opened(stack, *(Node() for _ in range(MAX_STRANGERS + 2)))
+        for node in nodes:
+            await node.join(relay.node)
+        assert relay.node.desk.table.num_registered == MAX_STRANGERS + 2
+
+    run(test)
+
+
+def test_who_is_beyond_the_rate_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(stack: ExitStack) -> None:
+        anna, bela, relay = await world(stack, hidden=True, max_rate=1 << 20)
+        key = SessionKey(anna.peer_id, 1)
+        for number in range(1, 4):
+            anna.endpoint.send(bela.peer_id, step(key, number, bytes(64 * ROW_BYTES)))
+        await until(lambda: "were beyond the rate" in caplog.text)
+        await until(lambda: len(bela.messages) == 3)
+        assert relay.node.desk.table.num_dropped > 0 and anna.downs() == []
+
+    run(test)
+
+
+def test_a_pair_that_sends_all_it_can_leaves_another_pair_its_turns() -> None:
+    async def test(stack: ExitStack) -> None:
+        anna, bela, relay = await world(stack, hidden=True, max_rate=8 << 20)
+        cleo, dora = opened(stack, Node(hidden=True), Node(hidden=True))
+        await dora.join(relay.node)
+        await meet(cleo, dora, relay.node)
+        key = SessionKey(anna.peer_id, 1)
+        for number in range(1, 13):
+            anna.endpoint.send(bela.peer_id, step(key, number, bytes(128 * ROW_BYTES)))
+        took = []
+        for number in range(1, 21):
+            took.append(await exchange(cleo, dora, number))
+        assert len(bela.messages) < 12, "the first pair is still at it"
+        assert sorted(took)[len(took) // 2] < 0.5
+        (channel,) = [one.way.prefix[1:] for one in cleo.endpoint.relays._channels._channels.values()]
+        assert all(bucket.num_dropped == 0 for bucket in relay.node.desk.table._channels[channel].buckets)
+
+    run(test)
+
+
+def test_a_relay_never_holds_what_it_passes_on_in_the_clear(tmp_path: Path) -> None:
+    """Its whole memory is read, as a debugger would, right after activations have gone through it."""
+
+    async def test(stack: ExitStack) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "hopformer", "relay", "--listen", "127.0.0.1:0", "--allow", "any"),
+            *("--identity", str(tmp_path / "relay.pem")),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        stack.callback(lambda: process.returncode is None and process.kill())
+        ready = json.loads(await process.stdout.readline())
+        anna, bela = opened(stack, Node(hidden=True), Node(hidden=True))
+        bela.endpoint.relays.keep(f"{ready['peer_id']}@{ready['addrs'][0]}")
+        await until(lambda: bela.endpoint.relays.addrs)
+        anna.endpoint.dial(bela.peer_id, (f"{ready['peer_id']}@{ready['addrs'][0]}",))
+        await until(lambda: PeerUp(bela.peer_id) in anna.events and PeerUp(anna.peer_id) in bela.events)
+        secret = os.urandom(16)
+        key = SessionKey(anna.peer_id, 1)
+        for number in range(1, 9):
+            anna.endpoint.send(bela.peer_id, step(key, number, secret * (8 * ROW_BYTES // 16)))
+        await until(lambda: len(bela.messages) == 8)
+        assert not anna.is_direct(bela)
+        held = memory_of(process.pid)
+        assert bela.peer_id.digest in held, "what it does know is found"
+        assert secret not in held
+        process.kill()
+        await process.wait()
+
+    run(test)
+
+
+def memory_of(pid: int) -> bytes:
+    """All that a process has and may change."""
+    parts = []
+    with open(f"/proc/{pid}/maps", encoding="ascii") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            place, access, *_ = line.split()
+            if access.startswith("rw") and "[v" not in line:
+                start, end = (int(one, 16) for one in place.split("-"))
+                memory.seek(start)
+                with contextlib.suppress(OSError):
+                    parts.append(memory.read(end - start))
+    return b"".join(parts)
+
+
+class Liar:
+    """A relay that says whatever it likes: an endpoint without a desk of a relay's."""
+
+    def __init__(self) -> None:
+        self.identity = Identity.generate()
+        self.heard: list[tuple[PeerId, object]] = []
+        self.endpoint = Endpoint(self.identity, None, lambda _: None)
+        self.endpoint.desk = self
+        self.endpoint.listen(LOOPBACK)
+
+    def up(self, peer: PeerId, connection: object) -> None:
+        pass
+
+    def down(self, peer: PeerId) -> None:
+        pass
+
+    def moved(self, connection: object) -> None:
+        pass
+
+    def take(self, peer: PeerId, message: object) -> None:
+        self.heard.append((peer, message))
+
+    def close(self) -> None:
+        self.endpoint.close()
+
+    @property
+    def addr(self) -> str:
+        return f"{self.identity.peer_id}@{self.endpoint.addrs[0]}"
+
+
+async def victim_of(stack: ExitStack) -> tuple[Liar, Node]:
+    liar, anna = opened(stack, Liar(), Node())
+    anna.endpoint.relays.keep(liar.addr)
+    await until(lambda: any(isinstance(message, Register) for _, message in liar.heard))
+    return liar, anna
+
+
+def test_a_channel_to_somebody_who_was_not_asked_for_is_left() -> None:
+    async def test(stack: ExitStack) -> None:
+        liar, anna = await victim_of(stack)
+        stranger, channel = Identity.generate().peer_id, bytes(CHANNEL_BYTES)
+        liar.endpoint.send(anna.peer_id, Channel(stranger, channel, True))
+        await until(lambda: (anna.peer_id, Leave(channel, "it was not asked for")) in liar.heard)
+        assert anna.endpoint.relays.ways_to(stranger) == []
+
+    run(test)
+
+
+def test_channels_without_end_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hopformer.net.relay_channels.UNUSED_S", 0.5)
+
+    async def test(stack: ExitStack) -> None:
+        liar, anna = await victim_of(stack)
+        peers = [Identity.generate().peer_id for _ in range(MAX_CHANNELS + 20)]
+        channels = [number.to_bytes(CHANNEL_BYTES, "big") for number in range(len(peers))]
+        for peer, channel in zip(peers, channels, strict=True):
+            liar.endpoint.send(anna.peer_id, Channel(peer, channel, False))
+        await until(lambda: sum(isinstance(message, Accept | Leave) for _, message in liar.heard) >= len(peers))
+        assert sum(isinstance(message, Accept) for _, message in liar.heard) == MAX_CHANNELS
+        anna.endpoint.relays._channels.check_integrity()
+        await until(lambda: sum(isinstance(message, Leave) for _, message in liar.heard) == len(peers))
+        assert anna.endpoint.relays._channels._channels == {} == anna.endpoint.carrier._channels
+
+    run(test)
+
+
+def test_channels_without_end_to_a_peer_that_is_wanted_cost_a_few_attempts() -> None:
+    async def test(stack: ExitStack) -> None:
+        liar, anna = await victim_of(stack)
+        wanted = Identity.generate().peer_id
+        anna.endpoint.dial(wanted, (liar.addr,))
+        await until(lambda: (anna.peer_id, Reach(wanted)) in liar.heard)
+        for number in range(100):
+            liar.endpoint.send(anna.peer_id, Channel(wanted, number.to_bytes(CHANNEL_BYTES, "big"), True))
+        last = (99).to_bytes(CHANNEL_BYTES, "big")
+        await until(lambda: last in anna.endpoint.relays._channels._channels)
+        assert len(anna.endpoint.carrier._by_tag) <= 1 + MAX_ATTEMPTS
+        assert len(anna.endpoint.relays.ways_to(wanted)) == 1
+        await until(anna.downs)
+
+    run(test)
+
+
+def test_unreachable_without_end_is_asked_again_now_and_then() -> None:
+    async def test(stack: ExitStack) -> None:
+        liar, anna = await victim_of(stack)
+        (bela,) = opened(stack, Node())
+        anna.endpoint.dial(bela.peer_id, (liar.addr, *bela.endpoint.addrs))
+        await until(lambda: PeerUp(bela.peer_id) in anna.events)
+        for _ in range(100):
+            liar.endpoint.send(anna.peer_id, Unreachable(bela.peer_id, "no"))
+        await asyncio.sleep(1.3)
+        assert 1 <= liar.heard.count((anna.peer_id, Reach(bela.peer_id))) <= 4
+        assert anna.downs() == []
+
+    run(test)
+
+
+def test_addresses_without_end_are_passed_on_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(stack: ExitStack) -> None:
+        liar, anna = await victim_of(stack)
+        changes: list[tuple[str, ...]] = []
+        anna.endpoint.registered = lambda: changes.append(anna.endpoint.relays.outside_addrs)
+        for number in range(1, 200):
+            liar.endpoint.send(anna.peer_id, Registered(f"8.8.8.8:{number}", 1 << 20))
+        liar.endpoint.send(anna.peer_id, Registered("nowhere", 1 << 20))
+        await until(lambda: "'nowhere' is no numeric HOST:PORT" in caplog.text)
+        assert 1 <= len(changes) <= 2 * OUTSIDE_PER_S and all(one[0].startswith("8.8.8.8:") for one in changes)
+
+    run(test)
+
+
+def test_addresses_of_third_parties_get_a_few_small_datagrams() -> None:
+    async def test(stack: ExitStack) -> None:
+        anna, bela, _ = await world(stack, hidden=True)
+        third = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        third.bind(("127.0.0.1", 0))
+        third.setblocking(False)
+        addr = f"127.0.0.1:{third.getsockname()[1]}"
+        for _ in range(200):
+            bela.endpoint.send(anna.peer_id, Candidates((addr,)))
+        await asyncio.sleep(3.0)
+        got = list(iter(lambda: received(third), b""))
+        assert 1 <= len(got) <= 25 and {len(one) for one in got} == {PROBE_BYTES}
+
+    run(test)
+
+
+def received(one: socket.socket) -> bytes:
+    try:
+        return one.recv(65_535)
+    except BlockingIOError:
+        return b""
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from hopformer.bench.net_decode import DecodeEffort
 from hopformer.bench.net_emulator import EmulatedLink
 from hopformer.bench.net_hop import HopEffort, LinkEffort, take_hop_turn
 from hopformer.bench.net_link import LINES, Line
+from hopformer.bench.net_memory import MemoryEffort
 from hopformer.bench.net_nat import NatEffort
 from hopformer.bench.net_relay import RelayEffort
 from hopformer.bench.net_suite import NetEffort
@@ -30,6 +31,7 @@ TINY = NetEffort(
     DecodeEffort(5, 3, rounds=1),
     RelayEffort({ROW_BYTES: 2}, 1 << 20, 1, 1, 1),
     NatEffort(1, 5.0, 1),
+    MemoryEffort(warm_sessions=20, sessions=30, unread_bytes=4 << 20, garbage_s=0.1),
 )
 
 
@@ -42,7 +44,7 @@ TINY = NetEffort(
         (["--hops", "two"], "--hops 'two'"),
         (["--threads", "0"], "--threads is 0"),
         (["--links", "maybe"], "maybe"),
-        (["--only", "hop,moon"], "--only has 'moon'; the parts are hop, decode, links, relay, nat"),
+        (["--only", "hop,moon"], "--only has 'moon'; the parts are hop, decode, links, relay, nat, memory"),
     ],
 )
 def test_what_means_nothing_is_wrong_usage(
@@ -59,7 +61,7 @@ def test_a_run_has_rows_of_everything_and_leaves_no_process(
 ) -> None:
     monkeypatch.setattr(net_suite, "QUICK", TINY)
     output = tmp_path / "rows.json"
-    only = ["--only", "hop,decode,links"]
+    only = ["--only", "hop,decode,links,memory"]
     assert run(["bench", "net", "--quick", "--hops", "2", *only, "--json", "--output", str(output)]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert json.loads(output.read_text()) == rows
@@ -69,7 +71,7 @@ def test_a_run_has_rows_of_everything_and_leaves_no_process(
         "codec",
         "link",
         "link",
-    ]
+    ] + ["memory"] * 3
     exact = next(row for row in rows if row.get("wire_dtype") == "exact")
     assert exact["same_tokens_percent"] == 100 and exact["bytes_per_token"] == 3 * (56 + 2 * 192)
     codec = next(row for row in rows if row["measures"] == "codec")

@@ -14,10 +14,11 @@ from hopformer.bench.net_dial import Dialled
 from hopformer.bench.net_emulator import EmulatedLink
 from hopformer.bench.net_hop import HopEffort, HopTurn, LinkTurn
 from hopformer.bench.net_link import LINES, PATH_LINES
+from hopformer.bench.net_memory import Footprint, MemoryTurn
 from hopformer.bench.net_nat import NatTurn
 from hopformer.bench.net_relay import ChangeTurn, RelayEffort, RelayTurn
 from hopformer.bench.net_relay_rows import change_row, dial_rows, nat_rows, no_nat_rows, relay_rows
-from hopformer.bench.net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row
+from hopformer.bench.net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row, memory_row
 from hopformer.bench.net_table import net_as_markdown, rich_tables, size_text
 from hopformer.bench.net_wire_error import WireError
 from hopformer.bench.table import as_markdown
@@ -79,7 +80,10 @@ def nats() -> list[NetRow]:
 
 def everything() -> list[dict[str, Any]]:
     codec = codec_row(CONDITIONS, "demo", "bfloat16", 2, 52.0, WireError(500, 0.0123, 1e-5, 99.5))
-    return json.loads(json.dumps([row.as_json() for row in [*hops(), *decodes(), codec, *links(), *relays(), *nats()]]))
+    turn = MemoryTurn("sessions", "10,000 opened, used and closed", Footprint(400.04, 12), 401.5, Footprint(400.5, 12))
+    memory = memory_row(CONDITIONS, turn)
+    rows = [*hops(), *decodes(), codec, *links(), *relays(), *nats(), memory]
+    return json.loads(json.dumps([row.as_json() for row in rows]))
 
 
 def test_ratios_are_of_our_endpoint_with_datagrams_of_that_size() -> None:
@@ -123,6 +127,7 @@ def test_every_row_says_what_it_measures_where_and_of_what() -> None:
         *["link"] * 2,
         *relay,
         *["nat"] * 3,
+        "memory",
     ]
 
 
@@ -160,6 +165,7 @@ def test_a_document_gets_the_same_tables() -> None:
     assert text.startswith("hopformer 0.1 on A CPU (2 cores, 8 GiB") and "commit abc, 2026-01-02." in text
     assert "| TCP with TLS | 9.00 / 9.00 | 90.0 / 90.0 | 9.00 | 3.00x |" in text
     assert "| 2 hops, int8 | 768 | 35.0 | 8.00 / 8.00 | 125 | 2.50 | 83% |" in text
+    assert "| sessions: 10,000 opened, used and closed | 400.0 | 401.5 | 400.5 | 12 / 12 |" in text
     assert "| 20 ms +- 5 ms, 1% lost | 30.0 / 30.0 | 50.0 / 50.0 | 20.00 | 1.00 | 20.0x |" in text
     assert "a quick run" in net_as_markdown([row | {"is_quick": True} for row in everything()])
 

@@ -15,6 +15,7 @@ from hopformer.net.pipe import (
     Down,
     Failed,
     HeardOf,
+    Log,
     Publish,
     Ready,
     Record,
@@ -45,6 +46,7 @@ RECORDS: list[Record] = [
     HeardOf(b"signed", 2),
     Unheard(PEER.digest),
     Stats((Stat(PEER.digest, "a:1", 0.5, 1, 2, 3),)),
+    Log(20, "hopformer.net.endpoint", "peer=x: connected"),
     (PEER, Ask()),
     (PEER, STEP),
 ]
