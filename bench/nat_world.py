@@ -210,13 +210,16 @@ class World:
         self.relay.stdout.close()
         self.relay = None
 
-    def serve(self, layers: Mapping[str, str], hosts: Mapping[str, Host]) -> None:
+    def serve(self, layers: Mapping[str, str], hosts: Mapping[str, Host], *flags: str) -> None:
         """Start nodes, by name, and wait until all are ready; they are at the relay, where there is one.
+
+        Args:
+            flags: of ``hopformer serve``, beside those that it needs here.
 
         Raises:
             NetworkError: one does not start.
         """
-        words = ["--listen", "0.0.0.0:0", "--dtype", "float32", "--metrics", "127.0.0.1:0"]
+        words = ["--listen", "0.0.0.0:0", "--dtype", "float32", "--metrics", "127.0.0.1:0", *flags]
         if self.relay is not None:
             words += ["--relay", self.relay_addr]
         started = {

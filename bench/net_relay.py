@@ -1,7 +1,8 @@
 """What a relay costs: steps and bulk through one beside a direct hop, dialling by id over it, and moving off it.
 
 The relay is ``hopformer relay`` in a process of its own; the ends are ours in one process each, all on loopback. Direct
-and relayed take turns in every round. Not here: NATs (net_nat.py).
+and relayed take turns of a few steps, so that a machine that is slow for a while is slow for both. Not here: NATs
+(net_nat.py).
 """
 
 import asyncio
@@ -31,6 +32,8 @@ from .net_hop import WARM_STEPS, run_turn, spawn, time_bulk, time_steps
 
 SIZES = (1452, 8900)  # of datagrams: an Ethernet frame's, and a site's
 DIALS = ("address", "id, cold", "id")
+STEPS_A_TURN = 5
+SLICE_BYTES = 4 << 20
 TOLD_S = 0.6  # until a relay's figures are those of now: two of its ticks
 RELAYED_S = 0.5  # of steps before a way is changed, and behind that
 CHANGE_S = 5.0
@@ -40,7 +43,7 @@ _EVERY_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class RelayEffort:
-    """How much is measured: round trips by payload and bulk for each turn, dials of each kind, changes of way."""
+    """How much is measured: round trips by payload and bulk in each round, dials of each kind, changes of way."""
 
     num_steps: Mapping[int, int]
     bulk_bytes: int
@@ -51,7 +54,7 @@ class RelayEffort:
 
 @dataclass(frozen=True, slots=True)
 class RelayTurn:
-    """One turn of a hop, in seconds. What is the relay's is 0 for the direct one.
+    """A round of one hop, in seconds. What is the relay's is 0 for the direct one.
 
     Attributes:
         relay_cpu_s: during bulk.
@@ -136,23 +139,38 @@ def relay_running(scratch: Path) -> Iterator[RunningRelay]:
             process.stdout.close()
 
 
-def take_relay_turn(relay: RunningRelay | None, datagram_bytes: int, effort: RelayEffort) -> RelayTurn:
-    """A hop, through a relay where one is given. Raises NetworkError: it does not end."""
+def take_relay_turns(relay: RunningRelay, datagram_bytes: int, effort: RelayEffort) -> tuple[RelayTurn, RelayTurn]:
+    """A direct hop and one through the relay, both open, which take turns of a few steps or of a slice of bulk.
 
-    async def turn() -> RelayTurn:
+    Raises:
+        NetworkError: it does not end.
+    """
+
+    async def turn() -> tuple[RelayTurn, RelayTurn]:
         async with AsyncExitStack() as stack:
-            contender, _ = await _connected(stack, relay, datagram_bytes)
-            await time_steps(contender, bytes(ROW_BYTES), WARM_STEPS)
-            steps = {size: await time_steps(contender, bytes(size), num) for size, num in effort.num_steps.items()}
-            if relay is None:
-                return RelayTurn(steps, await time_bulk(contender, effort.bulk_bytes))
-            passed, cpu_s, before = await relay.num_passed(), relay.cpu_s(), relay.resident_bytes()
-            rate = await time_bulk(contender, effort.bulk_bytes)
-            cpu_s = relay.cpu_s() - cpu_s
+            ends = [(await _connected(stack, one, datagram_bytes))[0] for one in (None, relay)]
+            for end in ends:
+                await time_steps(end, bytes(ROW_BYTES), WARM_STEPS)
+            steps: tuple[dict[int, list[float]], ...] = ({}, {})
+            for size, count in effort.num_steps.items():
+                for begin in range(0, count, STEPS_A_TURN):
+                    for end, own in zip(ends, steps, strict=True):
+                        more = await time_steps(end, bytes(size), min(STEPS_A_TURN, count - begin))
+                        own.setdefault(size, []).extend(more)
+            passed, before = await relay.num_passed(), relay.resident_bytes()
+            seconds, cpu_s = [0.0, 0.0], 0.0
+            for begin in range(0, effort.bulk_bytes, SLICE_BYTES):
+                num_bytes = min(SLICE_BYTES, effort.bulk_bytes - begin)
+                for index, end in enumerate(ends):
+                    cpu_s -= index * relay.cpu_s()
+                    seconds[index] += num_bytes / await time_bulk(end, num_bytes)
+                    cpu_s += index * relay.cpu_s()
             passed = await relay.num_passed() - passed
-            return RelayTurn(steps, rate, cpu_s, passed, (before, relay.resident_bytes()))
+            rates = [effort.bulk_bytes / one for one in seconds]
+            memory = before, relay.resident_bytes()
+            return RelayTurn(steps[0], rates[0]), RelayTurn(steps[1], rates[1], cpu_s, passed, memory)
 
-    return run_turn("a hop" if relay is None else "a relayed hop", turn)
+    return run_turn("a relayed hop", turn)
 
 
 def take_dials(relay: RunningRelay, count: int) -> dict[str, list[float]]:

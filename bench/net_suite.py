@@ -25,7 +25,7 @@ from .net_hop import HopEffort, HopTurn, LinkEffort, LinkTurn, take_hop_turn, ta
 from .net_link import LINES, PATH_LINES, Line
 from .net_memory import MemoryEffort, measure_memory
 from .net_nat import KINDS, RTT_S, NatEffort, measure_nat
-from .net_relay import SIZES, RelayEffort, RelayTurn, relay_running, take_change, take_dials, take_relay_turn
+from .net_relay import SIZES, RelayEffort, RelayTurn, relay_running, take_change, take_dials, take_relay_turns
 from .net_relay_rows import DIRECT, RELAYED, change_row, dial_rows, nat_rows, no_nat_rows, relay_rows
 from .net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row, memory_row
 from .net_wire_error import wire_error
@@ -176,13 +176,13 @@ def bench_net(plan: NetPlan, progress: Progress | None = None) -> list[NetRow]:
 
 def _relay(conditions: NetConditions, effort: RelayEffort, advance: Callable[[], None]) -> list[NetRow]:
     """One relay for all turns, so that its memory is seen to stay as it is."""
-    keys = [(name, size) for size in SIZES for name in (DIRECT, RELAYED)]
-    turns: dict[tuple[str, int], list[RelayTurn]] = {key: [] for key in keys}
+    turns: dict[tuple[str, int], list[RelayTurn]] = {(name, size): [] for size in SIZES for name in (DIRECT, RELAYED)}
     with tempfile.TemporaryDirectory(prefix="hopformer-bench-") as scratch, relay_running(Path(scratch)) as relay:
         for number in range(effort.rounds):
-            first = number % len(keys)
-            for name, size in keys[first:] + keys[:first]:
-                turns[name, size].append(take_relay_turn(relay if name == RELAYED else None, size, effort))
+            for size in SIZES if number % 2 else SIZES[::-1]:
+                direct, relayed = take_relay_turns(relay, size, effort)
+                turns[DIRECT, size].append(direct)
+                turns[RELAYED, size].append(relayed)
             advance()
         dials = take_dials(relay, effort.num_dials)
         advance()

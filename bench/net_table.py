@@ -237,7 +237,8 @@ def _changes(rows: Sequence[JsonRow]) -> NetTable:
         f"A way that changes under steps of {size_text(rows[0]['payload_bytes'])}, ms",
         ("", "step before", "behind it", "found after", "longest step"),
         tuple(lines),
-        f"p50; longest: of all {rows[0]['rounds']} changes, until half a second behind; datagrams of at least 1200",
+        f"p50; longest: of all {rows[0]['rounds']} changes, until half a second behind; datagrams up to "
+        f"{rows[0]['datagram_bytes']}",
     )
 
 
