@@ -86,8 +86,8 @@ def default_listen(addrs: Iterable[str], *, lan: bool) -> Sequence[str]:
     On this machine alone if all of them are, else on any address of each family that is needed.
     """
     hosts = {addr.rpartition("@")[2].rpartition(":")[0] for addr in addrs}
-    if not lan and all(host.startswith("127.") or host == "localhost" for host in hosts):
-        return ("127.0.0.1:0",)
+    if not lan and all(host.startswith("127.") or host in ("localhost", "[::1]") for host in hosts):
+        return ("127.0.0.1:0", "[::1]:0") if "[::1]" in hosts else ("127.0.0.1:0",)
     return ("0.0.0.0:0", "[::]:0") if any(host.startswith("[") for host in hosts) else ("0.0.0.0:0",)
 
 
