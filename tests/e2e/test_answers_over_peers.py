@@ -221,7 +221,14 @@ def test_a_chat_serves_its_layers_while_it_goes_on(nodes: Nodes) -> None:
     for chat, (layers, peer_id, addr) in zip(chats, rows, strict=True):
         assert chat.stderr is not None
         ready = json.loads(chat.stderr.readline())
-        assert ready == {"ready": True, "peer_id": peer_id, "addrs": [addr], "layers": layers, "http": None}
+        assert ready == {
+            "ready": True,
+            "peer_id": peer_id,
+            "addrs": [addr],
+            "relays": [],
+            "layers": layers,
+            "http": None,
+        }
     guest = nodes.generate(blocks_map, "--json", "--max-tokens", 20)
     for chat in chats:
         assert chat.stdin is not None
