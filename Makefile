@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with hopformer in it
 # make chat    chat with the bundled demo model (MODEL=... for another)
 # make test    every test that needs no GPU: CPU, then Triton's interpreter, then the slow ones, then compiling ahead of time
+# make test-nat   every test of answers through NAT, of which make test runs a few; needs root
 # make check   format, lint, types
 # make demo-cluster   three nodes on this machine, one of which is killed in the middle of an answer
 # make bench   prefill and decode speed of MODEL on this machine, beside transformers
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROOMS := kernels llama net cli bench
 
-.PHONY: setup chat test check demo-cluster bench clean
+.PHONY: setup chat test test-nat check demo-cluster bench clean
 
 setup: $(VENV)/.setup
 
@@ -21,8 +22,11 @@ chat: $(VENV)/.setup
 test: $(VENV)/.setup-test
 	$(BIN)/python -m pytest -m "not slow and not interpreter and not gpu and not aot"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/kernels -m interpreter
-	$(BIN)/python -m pytest -m "slow and not interpreter and not gpu and not aot"
+	$(BIN)/python -m pytest -m "slow and not interpreter and not gpu and not aot and not nat"
 	$(BIN)/python -m pytest tests/aot -m aot
+
+test-nat: $(VENV)/.setup-test
+	$(BIN)/python -m pytest tests/e2e/test_paths_through_nat.py
 
 # mypy wants the package under its own name, whatever this folder is called
 check: $(VENV)/.setup-test

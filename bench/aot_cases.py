@@ -91,6 +91,9 @@ def _attention_cases(fp8: torch.dtype | None, has_descriptors: bool) -> Iterator
         Attention(BF16, 128, 4, 64, query_len=8),
         Attention(BF16, 256, 4, 16, query_len=8),
         Attention(F32, 128, 8, 64, query_len=4),
+        Attention(F32, 64, 4, 64, I8),
+        Attention(F32, 128, 4, 64, I8, query_len=8),
+        Attention(F32, 256, 4, 64, I8),
     ]
     prefill = [
         Attention(BF16, 128, 4, 64),
@@ -103,10 +106,13 @@ def _attention_cases(fp8: torch.dtype | None, has_descriptors: bool) -> Iterator
         Attention(F32, 256, 1, 64),
         Attention(BF16, 128, 4, 64, I8),
         Attention(BF16, 256, 4, 64, I8),
+        Attention(F32, 64, 4, 64, I8),
+        Attention(F32, 128, 4, 64, I8),
+        Attention(F32, 256, 4, 64, I8),
     ]
     if fp8 is not None:
-        decode.append(Attention(F16, 128, 4, 64, fp8))
-        prefill.append(Attention(BF16, 128, 4, 64, fp8))
+        decode += [Attention(F16, 128, 4, 64, fp8), Attention(F32, 128, 4, 64, fp8)]
+        prefill += [Attention(BF16, 128, 4, 64, fp8), Attention(F32, 128, 4, 64, fp8)]
     for kind in decode:
         yield attention_case(kind, kind.query_len)
     for kind in prefill:

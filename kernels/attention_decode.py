@@ -25,14 +25,17 @@ from .launch_configs import LaunchConfig, find_config
 
 # Packed rows of a tile: few where each sequence has a single query; more reach 16 queries of 4 heads in one tile.
 _FEWEST_ROWS, _MOST_ROWS = 16, 64
-_WIDE_ROW_BYTES = 512  # rows of more, f32 at head_dim 256, leave no registers for more than the fewest
+# Rows of more bytes, f32 at head_dim 256, leave no registers for more than the fewest; nor do codes widened to f32
+_WIDE_ROW_BYTES = 512
 
 
 def paged_decode(q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scoring: Scoring, out: torch.Tensor) -> None:
     """Write the rows of ``out`` that belong to sequences of few queries; already checked."""
     num_kv_heads, _, head_dim = pages.k.shape[1:]
     group_size = q.shape[1] // num_kv_heads
-    block_m = _packed_rows(plan, group_size, next_power_of_2(head_dim) * q.itemsize)
+    row_bytes = next_power_of_2(head_dim) * q.itemsize
+    has_room = row_bytes <= _WIDE_ROW_BYTES and not (pages.is_narrow and q.dtype == torch.float32)
+    block_m = _packed_rows(plan, group_size, _MOST_ROWS if has_room else _FEWEST_ROWS)
     config = find_config(
         "decode",
         dtype=dtype_name(q.dtype),
@@ -93,9 +96,8 @@ def _launch(
     )
 
 
-def _packed_rows(plan: AttentionPlan, group_size: int, row_bytes: int) -> int:
+def _packed_rows(plan: AttentionPlan, group_size: int, most: int) -> int:
     """BLOCK_M: the rows of a tile. A batch-invariant plan's are always as many, as its results may depend on it."""
-    most = _MOST_ROWS if row_bytes <= _WIDE_ROW_BYTES else _FEWEST_ROWS
     queries = min(plan.max_query_len or MAX_DECODE_QUERIES, MAX_DECODE_QUERIES)
     rows = most if plan.batch_invariant else min(most, next_power_of_2(queries * group_size))
     return max(_FEWEST_ROWS, next_power_of_2(group_size), rows)

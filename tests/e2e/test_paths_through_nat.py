@@ -3,7 +3,8 @@
 One laboratory for all tests. Nodes that serve the same layers are behind NATs of different kinds, and each test's
 caller takes the pair that it is about, from a home of its own. What is asked of an answer is that its text is what one
 process says, that no step was computed again (nobody rerouted), and that the text never stopped for longer than a path
-may take to be replaced.
+may take to be replaced. What is not marked ``nat`` is what a change is most likely to break; `make test-nat` runs
+all of it.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hopformer.bench.nat_lab import Host, NatLab
+from hopformer.bench.nat_lab import Host, Kind, NatLab
 from hopformer.bench.nat_world import ANSWER_S, StreamedAnswer, World
 from hopformer.bench.net_emulator import EmulatedLink
 from hopformer.bench.netns import missing
@@ -27,30 +28,39 @@ LONG, SHORT = 3900, 40  # tokens: all that fit into the context, as these answer
 DIRECT, RELAYED = {"direct", "punched"}, {"relayed"}
 LAYERS = {"a": "0:1", "b": "1:2"}  # by the first letter of a node's name
 CONES, SYMMETRICS = ("a_cone", "b_cone"), ("a_symmetric", "b_symmetric")
-BOTH_KINDS = pytest.mark.parametrize(("kind", "names"), [("cone", CONES), ("symmetric", SYMMETRICS)])
+BOTH_KINDS = pytest.mark.parametrize(
+    ("kind", "names"), [pytest.param("cone", CONES, marks=pytest.mark.nat), ("symmetric", SYMMETRICS)]
+)
+NATS: dict[str, tuple[Kind, EmulatedLink]] = {
+    "a_cone": ("cone", HALF),
+    "b_cone": ("shifted", HALF),
+    "a_symmetric": ("symmetric", HALF),
+    "b_symmetric": ("symmetric", HALF),
+    "b_double": ("double", HALF),
+    "b_bad": ("cone", BAD),
+}
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def world(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Nodes a, of the first layer, and b, of the second, behind each kind of NAT."""
+    """A relay, and nodes a, of the first layer, and b, of the second, behind the usual kinds of NAT."""
     reason = missing()
     if reason is not None:
         pytest.skip(reason)
     with NatLab() as lab:
         built = World(lab, tiny_model, tmp_path_factory.mktemp("world"))
         built.start_relay()
-        hosts = {
-            "a_cone": lab.host("a-cone", "cone", HALF),
-            "b_cone": lab.host("b-cone", "shifted", HALF),
-            "a_symmetric": lab.host("a-symmetric", "symmetric", HALF),
-            "b_symmetric": lab.host("b-symmetric", "symmetric", HALF),
-            "b_double": lab.host("b-double", "double", HALF),
-            "b_bad": lab.host("b-bad", "cone", BAD),
-        }
-        built.serve({name: LAYERS[name[0]] for name in hosts}, hosts)
+        serve(built, (*CONES, *SYMMETRICS))
         yield built
+
+
+def serve(world: World, names: tuple[str, ...]) -> None:
+    """Start those that do not run yet."""
+    new = [name for name in names if name not in world.nodes]
+    hosts = {name: world.lab.host(name.replace("_", "-"), *NATS[name]) for name in new}
+    world.serve({name: LAYERS[name[0]] for name in new}, hosts)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +69,7 @@ def nobody_reroutes(world: World) -> Iterator[None]:
     before = {name: node.num_replayed() for name, node in world.nodes.items()}
     yield
     world.end_answers()
-    assert {name: node.num_replayed() for name, node in world.nodes.items()} == before
+    assert {name: world.nodes[name].num_replayed() for name in before} == before
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +82,7 @@ def story(world: World) -> str:
 
 def begin(world: World, host: Host, names: tuple[str, ...]) -> StreamedAnswer:
     """A long answer, asked for by a stranger, of which there is something."""
+    serve(world, names)
     answer = world.answer(host, world.map_of(*names), *ASK, LONG)
     answer.go_on(20)
     return answer
@@ -94,6 +105,7 @@ def check(answer: StreamedAnswer, story: str) -> None:
     assert len(said) >= 20 and story.startswith(said)
 
 
+@pytest.mark.nat
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
@@ -111,6 +123,7 @@ def test_who_can_meet_directly_does(world: World, story: str, kind: str, names: 
     check(answer, story)
 
 
+@pytest.mark.nat
 def test_an_answer_over_a_relay_alone_is_that_of_one_process(world: World, story: str) -> None:
     """Symmetric NATs on all sides: nobody can meet."""
     answer = begin(world, world.lab.host("all-symmetric", "symmetric", HALF), SYMMETRICS)
@@ -121,6 +134,7 @@ def test_an_answer_over_a_relay_alone_is_that_of_one_process(world: World, story
     check(answer, story)
 
 
+@pytest.mark.nat
 def test_one_symmetric_nat_leaves_only_its_own_paths_on_the_relay(world: World, story: str) -> None:
     names = "a_cone", "b_symmetric"
     first, last = (world.nodes[name] for name in names)
@@ -131,6 +145,7 @@ def test_one_symmetric_nat_leaves_only_its_own_paths_on_the_relay(world: World, 
     check(answer, story)
 
 
+@pytest.mark.nat
 def test_two_in_one_home_meet_inside(world: World, story: str) -> None:
     """Their NAT does not hairpin, so only their own addresses lead to each other; other homes have the same ones."""
     home = world.nodes["a_cone"].host.nat
@@ -140,9 +155,11 @@ def test_two_in_one_home_meet_inside(world: World, story: str) -> None:
     check(answer, story)
 
 
+@pytest.mark.nat
 def test_generate_tells_tokens_and_route_as_without_nat(world: World) -> None:
     caller, found = world.lab.host("json", "cone"), []
     for names in (CONES, ("a_symmetric", "b_double")):
+        serve(world, names)
         process = world.generate(caller, world.map_of(*names), *ASK, SHORT, "--json")
         out, err = process.communicate(timeout=ANSWER_S)
         assert err == b""
@@ -174,6 +191,7 @@ def test_a_direct_path_that_dies_falls_back_and_comes_back(world: World, story: 
     check(answer, story)
 
 
+@pytest.mark.nat
 def test_all_direct_paths_die_at_once_and_stay_dead_for_a_while(world: World, story: str) -> None:
     caller = world.lab.host("cut-all", "cone", HALF)
     answer = begin(world, caller, CONES)
@@ -225,6 +243,7 @@ def test_a_nat_that_rebinds_ends_no_answer(world: World, story: str, kind: str, 
     check(answer, story)
 
 
+@pytest.mark.nat
 def test_a_node_that_idled_for_longer_than_its_nat_remembers_is_still_reached(world: World, story: str) -> None:
     for name in SYMMETRICS:
         nat = world.nodes[name].host.nat
@@ -234,6 +253,7 @@ def test_a_node_that_idled_for_longer_than_its_nat_remembers_is_still_reached(wo
     check(begin(world, world.lab.host("after-idling", "symmetric"), SYMMETRICS), story)
 
 
+@pytest.mark.nat
 def test_a_caller_that_vanishes_and_comes_back_goes_on(world: World, story: str) -> None:
     """Its whole home is without the internet for a second, as while a phone changes its cell."""
     caller = world.lab.host("vanishes", "cone", HALF)
