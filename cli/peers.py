@@ -67,6 +67,8 @@ def peers(mesh: MeshFlags, *, as_json: bool, once: bool) -> int:
     with free_key(None) if looking.relay else nullcontext(Identity.generate()) as identity:
         part = looking.part(identity.peer_id, is_watching=True)
         switchboard = ProcessSwitchboard.start(identity, default_listen(part.relays, lan=looking.lan), (), mesh=part)
+        for problem in switchboard.relay_problems:
+            print(f"hopformer: {problem}", file=sys.stderr)
         try:
             return show_peers(SwitchboardDiscovery(switchboard), as_json=as_json, once=once)
         finally:

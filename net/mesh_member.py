@@ -97,6 +97,7 @@ class MeshMember:
         """Sign what is announced, with where this node is now, and say it everywhere."""
         self._renew_at = self._loop.time() + RENEW_S
         if self._own is None:
+            self._endpoint.relays.announce(None)
             if self._lan is not None:
                 self._lan.announce(None)
             return

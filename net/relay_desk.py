@@ -135,6 +135,10 @@ class RelayDesk:
             self._endpoint.send(peer, message)
 
     def _publish(self, peer: PeerId, blob: bytes) -> None:
+        if not blob:
+            if self.directory.gone(peer):
+                self._tell_watchers(Withdrawn(peer), besides=peer)
+            return
         try:
             if peek(blob)[0] != peer:
                 raise NetworkError("it is another peer's")

@@ -83,7 +83,7 @@ class Limited:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Node to relay: a signed announcement, in place of the last one. Relay to watcher: somebody's."""
+    """Node to relay: a signed announcement, in place of the last one; empty takes it back. To a watcher: somebody's."""
 
     announcement: bytes
 

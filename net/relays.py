@@ -128,12 +128,14 @@ class Relays:
             self._channels.set_vital(relay)
             self._check_use(relay)
 
-    def announce(self, announcement: bytes) -> None:
-        """Tell all kept relays what this node serves."""
+    def announce(self, announcement: bytes | None) -> None:
+        """Tell all kept relays what this node serves; None takes it back."""
+        if announcement is None and self._announcement is None:
+            return
         self._announcement = announcement
         for relay in self._all():
             if relay.is_kept and relay.is_connected:
-                self._say(relay, Announce(announcement))
+                self._say(relay, Announce(announcement or b""))
 
     def watch(self) -> None:
         """Hear from all kept relays what others announce."""

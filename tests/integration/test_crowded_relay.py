@@ -67,6 +67,10 @@ async def come_meet_and_leave(relay: RelayNode) -> None:
     await until(lambda: all(Received(asker.peer_id, Ask()) in other.events for asker, other in pairs))
     relay.desk.table.check_integrity()
     stays, leaves = nodes[0], nodes[1:]
+    for one in leaves[:10]:  # these take their announcements back before they go
+        one.mesh.publish(None)
+    await until(lambda: len({one.peer for one in stays.events if isinstance(one, Vanished)}) == 10)
+    assert len(relay.desk.directory.entries()) == NUM_PEERS - 10
     for one in leaves:
         one.endpoint.close()
     await until(lambda: len({one.peer for one in stays.events if isinstance(one, Vanished)}) == NUM_PEERS - 1)
