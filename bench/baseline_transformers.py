@@ -6,12 +6,12 @@ The loop is written here, around the model's forward pass, because `generate` ad
 is compared is the model, at its best.
 """
 
-import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,18 @@ class TransformersContender:
         self.weights = weights
         self.version = version("transformers")
         self._model = model
-        takes = inspect.signature(model.forward).parameters
-        self._cache_name = "cache" if "cache" in takes else "past_key_values"  # as it was called before 5.24
-        self._cache: Any = None
+        # Before transformers 5.24 the argument had another name, which later ones warn of
+        parameters = signature(model.forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        self._cache: Any
         self._last: torch.Tensor = torch.empty(1, 0, dtype=torch.int64)  # the token drawn last, [1, 1]
+        self.reset()
 
     def reset(self) -> None:
         """See Contender."""
-        self._cache = None
+        from transformers import DynamicCache
+
+        self._cache = DynamicCache(config=self._model.config)
 
     def prefill(self, token_ids: Sequence[int]) -> int:
         """See Contender."""
@@ -58,9 +62,8 @@ class TransformersContender:
     @torch.inference_mode()
     def _step(self, token_ids: torch.Tensor) -> int:
         """token_ids: int64 [1, T] -> the token drawn behind them."""
-        cache = {self._cache_name: self._cache}
-        output = self._model(input_ids=token_ids, **cache, use_cache=True, logits_to_keep=1, return_dict=True)
-        self._cache = output[self._cache_name]
+        cache = {self._cache_argument: self._cache}  # the model appends to it
+        output = self._model(input_ids=token_ids, use_cache=True, logits_to_keep=1, return_dict=True, **cache)
         self._last = output.logits[:, -1].argmax(dim=-1, keepdim=True)  # [1, 1]
         return int(self._last)
 
