@@ -41,6 +41,12 @@ def as_markdown(rows: Sequence[JsonRow]) -> str:
         return net_as_markdown(rows)
     if rows[0]["bench"] == "placement":
         return placement_as_markdown(rows)
+    if rows[0]["bench"] == "quant_error":
+        return "".join(
+            f"- `{row['model']}` on {row['device']}, torch {row['torch']}, commit {row['commit']}, {row['date']}: "
+            f"{_describe_error(row)}\n"
+            for row in rows
+        )
     lines = [
         _describe_conditions(rows[0]),
         "",

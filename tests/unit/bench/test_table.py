@@ -82,6 +82,8 @@ def test_quantised_rows_name_everybodys_format_and_what_is_lost() -> None:
     assert "logits off by 1.23%, KL divergence 0.00056 nats, the same token first in 99.5%." in last
     answers = {**error, "perplexity": 1.25, "perplexity_unquantized": 1.2}
     assert as_markdown([*rows, answers]).endswith("perplexity 1.2500 for 1.2000.\n")
+    alone = as_markdown([answers, error]).splitlines()
+    assert len(alone) == 2 and all(line.startswith(f"- `{error['model']}` on {error['device']}") for line in alone)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

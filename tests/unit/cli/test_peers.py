@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,7 @@ def test_in_a_terminal_the_table_lives_until_ctrl_c(columns: int, has_bars: bool
         dimensions=(24, columns),
         encoding="utf-8",
         timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell ignores for jobs behind it
     )
     child.expect_exact("[red]demo (layers 0:4 of 8)")
     first = child.before
