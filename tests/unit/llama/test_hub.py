@@ -377,7 +377,10 @@ def test_a_folder_is_itself_and_demo_is_bundled(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     "ref", ["/no/such/folder", "./models/x", "../x", "~/models", "models/a/b", "tinyllama", "", "a b/c", "org/", "x@y"]
 )
-def test_what_is_neither_a_folder_nor_a_hub_id_says_so(ref: str) -> None:
+def test_what_is_neither_a_folder_nor_a_hub_id_says_so(
+    ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert refusal(ref, ModelError).startswith(f"folder {ref} is not found; a model is a folder, org/name[@revision]")
 
 
