@@ -26,7 +26,7 @@ test: $(VENV)/.setup-test
 	$(BIN)/python -m pytest tests/aot -m aot
 
 test-nat: $(VENV)/.setup-test
-	$(BIN)/python -m pytest tests/e2e/test_paths_through_nat.py
+	$(BIN)/python -m pytest tests/e2e/test_paths_through_nat.py tests/unit/bench/test_net_command.py::test_rows_of_nats_say_who_can_meet
 
 # mypy wants the package under its own name, whatever this folder is called
 check: $(VENV)/.setup-test

@@ -95,6 +95,7 @@ def test_a_relays_rows_are_of_what_really_passed_it(
 
 
 @pytest.mark.slow
+@pytest.mark.nat
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_rows_of_nats_say_who_can_meet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
