@@ -105,6 +105,7 @@ def _attention_cases(fp8: torch.dtype | None, has_descriptors: bool) -> Iterator
         Attention(F32, 128, 4, 64),
         Attention(F32, 256, 1, 64),
         Attention(BF16, 128, 4, 64, I8),
+        Attention(BF16, 128, 7, 16, I8, window=4096, softcap=50.0),
         Attention(BF16, 256, 4, 64, I8),
         Attention(F32, 64, 4, 64, I8),
         Attention(F32, 128, 4, 64, I8),
@@ -112,7 +113,8 @@ def _attention_cases(fp8: torch.dtype | None, has_descriptors: bool) -> Iterator
     ]
     if fp8 is not None:
         decode += [Attention(F16, 128, 4, 64, fp8), Attention(F32, 128, 4, 64, fp8)]
-        prefill += [Attention(BF16, 128, 4, 64, fp8), Attention(F32, 128, 4, 64, fp8)]
+        prefill += [Attention(BF16, 128, 4, 64, fp8), Attention(BF16, 128, 7, 16, fp8, window=4096)]
+        prefill += [Attention(F32, 128, 4, 64, fp8)]
     for kind in decode:
         yield attention_case(kind, kind.query_len)
     for kind in prefill:

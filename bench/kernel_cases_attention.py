@@ -109,7 +109,8 @@ def _decode_case(
 def _conditions(setting: Setting, kv_dtype: torch.dtype) -> tuple[tuple[str, str | int], ...]:
     """What the launch configurations of attention go by."""
     dtypes = {"dtype": dtype_name(setting.dtype), "kv_dtype": dtype_name(kv_dtype)}
-    return (*dtypes.items(), ("block_d", next_power_of_2(setting.layer.head_dim)))
+    block_d = next_power_of_2(setting.layer.head_dim)
+    return (*dtypes.items(), ("block_d", block_d), ("page_size", DEFAULT_PAGE_SIZE))
 
 
 def _packed_rows(layer: LayerShape) -> int:

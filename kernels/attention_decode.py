@@ -31,7 +31,7 @@ _WIDE_ROW_BYTES = 512
 
 def paged_decode(q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scoring: Scoring, out: torch.Tensor) -> None:
     """Write the rows of ``out`` that belong to sequences of few queries; already checked."""
-    num_kv_heads, _, head_dim = pages.k.shape[1:]
+    num_kv_heads, page_size, head_dim = pages.k.shape[1:]
     group_size = q.shape[1] // num_kv_heads
     row_bytes = next_power_of_2(head_dim) * q.itemsize
     has_room = row_bytes <= _WIDE_ROW_BYTES and not (pages.is_narrow and q.dtype == torch.float32)
@@ -42,6 +42,7 @@ def paged_decode(q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scorin
         kv_dtype=dtype_name(pages.k.dtype),
         block_d=next_power_of_2(head_dim),
         block_m=block_m,
+        page_size=page_size,
     )
     shape = DecodeShape(
         scoring.sliding_window, num_kv_heads, block_m // group_size, int(config.block["BLOCK_N"]), len(q)

@@ -24,7 +24,13 @@ def paged_prefill(q: torch.Tensor, pages: LayerPages, plan: AttentionPlan, scori
     """Write the rows of ``out`` that belong to sequences of many queries or to none; already checked."""
     num_kv_heads, page_size, head_dim = pages.k.shape[1:]
     group_size, block_d = q.shape[1] // num_kv_heads, max(16, next_power_of_2(head_dim))
-    config = find_config("prefill", dtype=dtype_name(q.dtype), kv_dtype=dtype_name(pages.k.dtype), block_d=block_d)
+    config = find_config(
+        "prefill",
+        dtype=dtype_name(q.dtype),
+        kv_dtype=dtype_name(pages.k.dtype),
+        block_d=block_d,
+        page_size=page_size,
+    )
     block_m = max(int(config.block["BLOCK_M"]), next_power_of_2(group_size))
     block_q, block_n = block_m // group_size, int(config.block["BLOCK_N"])
     tiles = plan.schedule(("prefill tiles", len(q), block_q), lambda: build_prefill_tiles(plan, len(q), block_q))

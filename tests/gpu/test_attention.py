@@ -137,6 +137,7 @@ def test_pages_that_a_window_hides_from_every_query_are_not_touched(
 def test_both_orientations_of_decode_agree_with_float64(name: str, transposed: bool, device: torch.device) -> None:
     batch = cases.AttentionBatch(cases.AttentionCase(**cases.CASES[name]))
     key = {"dtype": str(batch.case.dtype).removeprefix("torch."), "block_d": batch.case.head_dim, "block_m": 64}
+    key["page_size"] = batch.case.page_size
     kv_dtype = str(batch.kv_dtype).removeprefix("torch.")
     config = find_config("decode", kv_dtype=kv_dtype, **key)
     turned = type(config)({**config.block, "TRANSPOSED": transposed}, config.num_warps, config.num_stages)
@@ -152,7 +153,7 @@ def test_pages_by_descriptor_agree_with_float64(window: int, device: torch.devic
         [700, 300, 130], [200, 300, 33], head_dim=128, dtype=torch.bfloat16, page_size=64, flat=False, window=window
     )
     batch = cases.AttentionBatch(case)
-    config = find_config("prefill", dtype="bfloat16", kv_dtype="bfloat16", block_d=128)
+    config = find_config("prefill", dtype="bfloat16", kv_dtype="bfloat16", block_d=128, page_size=64)
     block = {**config.block, "DESCRIPTORS": True, "BLOCK_N": 64}
     with override("prefill", type(config)(block, config.num_warps, config.num_stages)):
         assert batch.worst_error(run_on(batch, device).cpu()) < tolerance(case)
