@@ -18,12 +18,16 @@ from ..errors import NetworkError
 from .net_contender import ROW_BYTES, Contender
 from .net_echo import parse
 from .net_emulator import EmulatedLink
-from .net_link import BUSY_PAUSE_S, CHUNK_BYTES, CHUNKS_UNDER_WAY, END_S, Line
+from .net_lines import Line
 
 T = TypeVar("T")
 
 TURN_S = 90.0  # eight times what the slowest takes; then it hangs
 WARM_STEPS = 30
+BUSY_PAUSE_S = 0.005  # between decode steps beside a prefill: about what a layer span computes
+CHUNK_BYTES = 2 << 20  # 256 tokens of 8 KiB: a prefill chunk
+CHUNKS_UNDER_WAY = 2
+END_S = 5.0  # for a process of ours to end
 LINK_CHUNK_BYTES = 8 * ROW_BYTES
 LINK_CHUNKS_UNDER_WAY = 64  # 4 MiB: 40 MiB/s at 100 ms
 

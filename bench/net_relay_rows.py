@@ -17,10 +17,9 @@ from typing import ClassVar
 from .machine import installed_version
 from .nat_lab import Kind
 from .net_dial import Dialled, Ways
-from .net_link import percentile
 from .net_nat import NatTurn
 from .net_relay import ChangeTurn, RelayEffort, RelayTurn
-from .net_rows import STEP_BYTES, NetConditions, NetRow
+from .net_rows import STEP_BYTES, NetConditions, NetRow, percentile
 
 DIRECT, RELAYED = "direct", "relayed"
 

@@ -22,7 +22,7 @@ from .machine import Machine
 from .net_decode import DecodeTurn
 from .net_emulator import EmulatedLink
 from .net_hop import HopTurn, LinkTurn
-from .net_link import Line, percentile
+from .net_lines import Line
 from .net_memory import MemoryTurn
 from .net_wire_error import WireError
 
@@ -173,6 +173,12 @@ class CodecRow(NetRow):
     logit_error: float
     kl_nats: float
     same_top_percent: float
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which so many percent lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 def hop_rows(conditions: NetConditions, turns: Sequence[tuple[Line, Sequence[HopTurn]]]) -> list[NetRow]:

@@ -22,7 +22,7 @@ from .machine import Machine, installed_version
 from .net_decode import CODECS, LOCAL, DecodeEffort, decode_over_hops
 from .net_emulator import EmulatedLink
 from .net_hop import HopEffort, HopTurn, LinkEffort, LinkTurn, take_hop_turn, take_link_turn
-from .net_link import LINES, PATH_LINES, Line
+from .net_lines import LINES, PATH_LINES, Line
 from .net_memory import MemoryEffort, measure_memory
 from .net_nat import KINDS, RTT_S, NatEffort, measure_nat
 from .net_relay import SIZES, RelayEffort, RelayTurn, relay_running, take_change, take_dials, take_relay_turns

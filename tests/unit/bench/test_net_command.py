@@ -12,7 +12,7 @@ from hopformer.bench.net_contender import ROW_BYTES, Contender
 from hopformer.bench.net_decode import DecodeEffort
 from hopformer.bench.net_emulator import EmulatedLink
 from hopformer.bench.net_hop import HopEffort, LinkEffort, take_hop_turn
-from hopformer.bench.net_link import LINES, Line
+from hopformer.bench.net_lines import LINES, Line
 from hopformer.bench.net_memory import MemoryEffort
 from hopformer.bench.net_nat import NatEffort
 from hopformer.bench.net_relay import RelayEffort

@@ -13,12 +13,21 @@ from hopformer.bench.net_decode import DecodeTurn
 from hopformer.bench.net_dial import Dialled
 from hopformer.bench.net_emulator import EmulatedLink
 from hopformer.bench.net_hop import HopEffort, HopTurn, LinkTurn
-from hopformer.bench.net_link import LINES, PATH_LINES
+from hopformer.bench.net_lines import LINES, PATH_LINES
 from hopformer.bench.net_memory import Footprint, MemoryTurn
 from hopformer.bench.net_nat import NatTurn
 from hopformer.bench.net_relay import ChangeTurn, RelayEffort, RelayTurn
 from hopformer.bench.net_relay_rows import change_row, dial_rows, nat_rows, no_nat_rows, relay_rows
-from hopformer.bench.net_rows import NetConditions, NetRow, codec_row, decode_row, hop_rows, link_row, memory_row
+from hopformer.bench.net_rows import (
+    NetConditions,
+    NetRow,
+    codec_row,
+    decode_row,
+    hop_rows,
+    link_row,
+    memory_row,
+    percentile,
+)
 from hopformer.bench.net_table import net_as_markdown, rich_tables, size_text
 from hopformer.bench.net_wire_error import WireError
 from hopformer.bench.table import as_markdown
@@ -84,6 +93,11 @@ def everything() -> list[dict[str, Any]]:
     memory = memory_row(CONDITIONS, turn)
     rows = [*hops(), *decodes(), codec, *links(), *relays(), *nats(), memory]
     return json.loads(json.dumps([row.as_json() for row in rows]))
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    assert percentile([3.0, 1.0, 2.0], 50) == 2.0 and percentile([1.0], 99) == 1.0
+    assert percentile(list(range(100)), 99) == 99
 
 
 def test_ratios_are_of_our_endpoint_with_datagrams_of_that_size() -> None:
