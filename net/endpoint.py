@@ -316,6 +316,12 @@ class Endpoint:
             self.relays.leave(peer)
         self._tell(PeerDown(peer, reason))
 
+    def refuse(self, peer: PeerId, why: str) -> None:
+        """End the connection with one that was let in, and tell it why."""
+        connection = self._peers.get(peer)
+        if connection is not None:
+            self._lose(connection, REFUSED, why)
+
     def recheck(self) -> None:
         """End connections with those that are no members any more, or not yet known to be revoked when they came."""
         for peer, connection in tuple(self._peers.items()):

@@ -21,7 +21,7 @@ from .directory import Directory
 from .endpoint import Endpoint
 from .identity import PeerId
 from .relay_messages import Accept, Announce, Leave, Reach, Register, Registered, RelayMessage, Revoke, Watch, Withdrawn
-from .relay_table import RelayTable
+from .relay_table import MAX_REGISTERED, RelayTable
 from .ways import CHANNEL_BYTES, CHANNEL_PREFIX_BYTES, Direct, is_from_asker, shown
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 TICK_S = 1.0
 MAX_WAITING_BYTES = 512 << 10  # of one direction of a channel: half of what a link has under way on a short path
 TURN_DATAGRAMS = 16  # of one queue, before it is the next one's turn
-MAX_WATCHERS = 4096  # as many as may be registered
+MAX_WATCHERS = MAX_REGISTERED
 
 
 class Revocable(Protocol):
@@ -99,9 +99,7 @@ class RelayDesk:
         """See Desk."""
         now = self._loop.time()
         if isinstance(message, Register):
-            if self.table.register(peer):
-                way = self._connections[peer].path.way
-                self._endpoint.send(peer, Registered(shown(Direct(0, way.addr)), self.table.max_rate))
+            self._register(peer)
         elif isinstance(message, Reach):
             self.table.reach(peer, message.peer, os.urandom(CHANNEL_BYTES), now)
         elif isinstance(message, Accept):
@@ -133,6 +131,13 @@ class RelayDesk:
     def _say(self) -> None:
         for peer, message in self.table.take_outbox():
             self._endpoint.send(peer, message)
+
+    def _register(self, peer: PeerId) -> None:
+        if self.table.register(peer):
+            way = self._connections[peer].path.way
+            self._endpoint.send(peer, Registered(shown(Direct(0, way.addr)), self.table.max_rate))
+        else:
+            self._endpoint.refuse(peer, f"this relay has {MAX_REGISTERED} peers already")
 
     def _publish(self, peer: PeerId, blob: bytes) -> None:
         if not blob:

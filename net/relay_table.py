@@ -107,13 +107,13 @@ class RelayTable:
     def reach(self, asker: PeerId, peer: PeerId, channel: bytes, now: float) -> None:
         """A peer asks for a channel to another one; ``channel`` is its name, of chance."""
         assert len(channel) == CHANNEL_BYTES and channel not in self._channels
-        why = self._why_not(asker, peer, now)
+        replaced = self._asked(asker, peer)
+        why = self._why_not(asker, peer, now, len(replaced))
         if why:
             self._outbox.append((asker, Unreachable(peer, why)))
             return
-        for old in self._peers[asker].channels & self._peers[peer].channels:
-            if self._channels[old].asker == asker:
-                self._end(old, "another one takes its place", besides=asker)
+        for old in replaced:
+            self._end(old, "another one takes its place", besides=asker)
         burst = BURST_S * self.max_rate
         self._channels[channel] = _Channel(asker, peer, now + ACCEPT_S, (_Bucket(burst, now), _Bucket(burst, now)))
         self._peers[asker].channels.add(channel)
@@ -182,7 +182,13 @@ class RelayTable:
                 assert peer in (self._channels[channel].asker, self._channels[channel].other)
         assert len(self._channels) <= MAX_CHANNELS and len(self._peers) <= MAX_REGISTERED
 
-    def _why_not(self, asker: PeerId, peer: PeerId, now: float) -> str:
+    def _asked(self, asker: PeerId, peer: PeerId) -> list[bytes]:
+        """The channels to ``peer`` that ``asker`` has asked for."""
+        own, other = self._peers.get(asker), self._peers.get(peer)
+        shared = own.channels & other.channels if own is not None and other is not None else ()
+        return [channel for channel in shared if self._channels[channel].asker == asker]
+
+    def _why_not(self, asker: PeerId, peer: PeerId, now: float, num_replaced: int) -> str:
         own, other = self._peers.get(asker), self._peers.get(peer)
         if own is None:
             return "register first"
@@ -195,9 +201,9 @@ class RelayTable:
             return "this is you"
         if other is None:
             return "it is not connected with this relay"
-        if max(len(own.channels), len(other.channels)) >= MAX_PEER_CHANNELS:
+        if max(len(own.channels), len(other.channels)) - num_replaced >= MAX_PEER_CHANNELS:
             return f"one of the two has {MAX_PEER_CHANNELS} channels already"
-        if len(self._channels) >= MAX_CHANNELS:
+        if len(self._channels) - num_replaced >= MAX_CHANNELS:
             return f"the relay has {MAX_CHANNELS} channels already"
         return ""
 

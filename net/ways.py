@@ -107,9 +107,9 @@ def offered_addr(text: str, *, loopback: bool) -> Addr | None:
     host, colon, port = text.rpartition(":")
     try:
         ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-        number = int(port)
     except ValueError:
         raise NetworkError(f"{text[:80]!r} is no numeric HOST:PORT") from None
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
     if not colon or not 0 < number < 1 << 16:
         raise NetworkError(f"{text[:80]!r} is no numeric HOST:PORT")
     ip = getattr(ip, "ipv4_mapped", None) or ip

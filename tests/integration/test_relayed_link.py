@@ -24,7 +24,7 @@ from hopformer.net.probes import PROBE_BYTES
 from hopformer.net.relay_channels import MAX_CHANNELS
 from hopformer.net.relay_messages import Accept, Candidates, Channel, Leave, Reach, Register, Registered, Unreachable
 from hopformer.net.relay_node import RelayConfig, RelayNode
-from hopformer.net.relay_table import DEFAULT_RATE
+from hopformer.net.relay_table import DEFAULT_RATE, MAX_REGISTERED
 from hopformer.net.switchboard import Event, PeerDown, PeerUp, Received
 from hopformer.net.ways import CHANNEL_BYTES, CHANNEL_PREFIX_BYTES, Direct, Relayed
 
@@ -398,6 +398,23 @@ def test_a_relay_has_room_for_more_strangers_than_a_node_that_computes() -> None
         for node in nodes:
             await node.join(relay.node)
         assert relay.node.desk.table.num_registered == MAX_STRANGERS + 2
+
+    run(test)
+
+
+def test_a_full_relay_says_so_and_takes_who_was_turned_away_once_there_is_room() -> None:
+    async def test(stack: ExitStack) -> None:
+        relay, anna = opened(stack, Relay(), Node())
+        table = relay.node.desk.table
+        others = [PeerId(index.to_bytes(22)) for index in range(MAX_REGISTERED)]
+        assert all(map(table.register, others))
+        anna.endpoint.relays.keep(addr_of(relay.node))
+        await until(lambda: anna.endpoint.relays.problems)
+        (problem,) = anna.endpoint.relays.problems
+        assert problem.endswith("this relay has 4096 peers already"), problem
+        table.gone(others[0])
+        await until(lambda: anna.endpoint.relays.addrs)
+        assert not anna.endpoint.relays.problems
 
     run(test)
 

@@ -230,6 +230,9 @@ def test_a_peer_has_so_many_channels_whoever_asks_for_them() -> None:
     words = f"one of the two has {MAX_PEER_CHANNELS} channels already"
     assert why_not(table, peer(MAX_PEER_CHANNELS + 1), peer(0)) == words
     assert why_not(table, peer(0), peer(MAX_PEER_CHANNELS + 1)) == words
+    table.reach(peer(1), peer(0), name(2000), 1.0)  # in place of the one that it had
+    assert [message for _, message in table.take_outbox() if isinstance(message, Channel)]
+    assert table.num_channels == MAX_PEER_CHANNELS
     table.gone(peer(1))
     table.take_outbox()
     table.reach(peer(0), peer(MAX_PEER_CHANNELS + 1), name(1000), 2.0)

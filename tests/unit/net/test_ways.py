@@ -151,6 +151,11 @@ def test_this_machines_own_addresses_are_for_peers_on_it(text: str) -> None:
         "192.0.2.7:65536",
         "192.0.2.7:-1",
         "192.0.2.7:http",
+        "192.0.2.7:+4711",  # other spellings of a number
+        "192.0.2.7: 4711",
+        "192.0.2.7:4_711",
+        "192.0.2.7:٤٧١١",
+        "192.0.2.7:" + "0" * 5000 + "1",
         "example.org:4711",  # a name that this node would look up for a stranger
         "2130706433:80",  # other spellings of 127.0.0.1
         "0x7f.1:80",
