@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +19,16 @@ from ..llama.config import ModelConfig, load_config
 from .baseline_llama_cpp import open_llama_cpp
 from .baseline_transformers import open_transformers
 from .contender import CPU, Absent, Contender, HopformerContender, OpenContender, Workload
+from .contender_process import open_in_process
 from .kernel_ceilings import Meter, open_meter
 from .machine import Machine
 from .rows import Conditions, Round, Row, Sample, Software, make_rows
 from .work import ModelWork, name_of_dtype
 
-BASELINES: Mapping[str, OpenContender] = {"transformers": open_transformers, "llama.cpp": open_llama_cpp}
+BASELINES: Mapping[str, OpenContender] = {
+    "transformers": open_transformers,
+    "llama.cpp": partial(open_in_process, "llama.cpp", open_llama_cpp),
+}
 WARM_UP_TOKENS = 2  # decode steps of the untimed turn, after a whole prompt
 Progress = Callable[[int, int], None]  # parts done, parts in all
 
