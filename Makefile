@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with hopformer in it
 # make chat    chat with the bundled demo model (MODEL=... for another)
-# make test    every test that needs no GPU: CPU, then Triton's interpreter, then the slow ones, then compiling ahead of time
+# make test    every test that needs no GPU: those of a second, then the slow ones; beside them, with the processor time that
+#              they leave, kernels in Triton's interpreter, and compiled ahead of time
 # make test-nat   every test of answers through NAT, of which make test runs a few; needs root
 # make check   format, lint, types
 # make demo-cluster   three nodes on this machine, one of which is killed in the middle of an answer
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROOMS := kernels llama net cli bench
 
-.PHONY: setup chat test test-nat check demo-cluster bench clean
+.PHONY: setup chat test test-cpu test-triton test-nat check demo-cluster bench clean
 
 setup: $(VENV)/.setup
 
@@ -20,10 +21,17 @@ chat: $(VENV)/.setup
 	@$(BIN)/hopformer chat $(MODEL)
 
 test: $(VENV)/.setup-test
+	@$(MAKE) --no-print-directory -j2 test-cpu test-triton
+
+test-cpu: $(VENV)/.setup-test
 	$(BIN)/python -m pytest -m "not slow and not interpreter and not gpu and not aot"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/kernels -m interpreter
 	$(BIN)/python -m pytest -m "slow and not interpreter and not gpu and not aot and not nat"
-	$(BIN)/python -m pytest tests/aot -m aot
+
+# In two processes, as the interpreter and the compiler are chosen when Triton is imported; what they print comes at the end
+test-triton: $(VENV)/.setup-test
+	@{ TRITON_INTERPRET=1 nice -n 19 $(BIN)/python -m pytest tests/unit/kernels -m interpreter && \
+	   nice -n 19 $(BIN)/python -m pytest tests/aot -m aot; } >$(VENV)/test-triton.log 2>&1; \
+	code=$$?; cat $(VENV)/test-triton.log; exit $$code
 
 test-nat: $(VENV)/.setup-test
 	$(BIN)/python -m pytest tests/e2e/test_paths_through_nat.py tests/unit/bench/test_net_command.py::test_rows_of_nats_say_who_can_meet
