@@ -55,6 +55,7 @@ class _Ours:
 
     def __init__(self, datagram_bytes: int) -> None:
         self._identity = Identity.generate()
+        self._own_id = self._identity.peer_id
         self._datagram_bytes = datagram_bytes
         self._peer: PeerId | None = None
         self._waiting: dict[tuple[int, int], asyncio.Future[None]] = {}
@@ -75,7 +76,7 @@ class _Ours:
 
     async def _ask(self, session: int, rows: bytes, num_wanted: int) -> None:
         self._number += 1
-        key = SessionKey(self._identity.peer_id, session)
+        key = SessionKey(self._own_id, session)
         num_tokens = len(rows) // ROW_BYTES
         answered = self._waiting[session, self._number] = asyncio.get_running_loop().create_future()
         self._send(Step(key, self._number, 0, num_tokens, num_wanted, False, Dtype.BFLOAT16, Codec.EXACT, WIDTH, rows))

@@ -374,15 +374,19 @@ class Carrier:
             connection.path.next_deadline(),
             float("inf") if connection.link.is_open else connection.began + HANDSHAKE_S,
         )
+        connection.due = soonest
         if connection.timer is not None:
-            if connection.timer.when() == soonest:
-                return
+            if connection.timer.when() <= soonest:
+                return  # it sees to it that another follows, and most deadlines are put off before they come
             connection.timer.cancel()
         connection.timer = self._loop.call_at(soonest, self._on_timer, connection)
 
     def _on_timer(self, connection: Connection) -> None:
         connection.timer = None
         now = self._loop.time()
+        if now < connection.due:
+            self._arm(connection)
+            return
         if not connection.link.is_open and now >= connection.began + HANDSHAKE_S:
             self._tell(connection, Over("it does not answer"))
             return

@@ -25,6 +25,7 @@ class Connection:
         known: once it is let in.
         is_stranger: it dialled us and is on no list.
         ids: by which datagrams find it.
+        due: when link or path want to be called; ``timer`` comes then, or earlier and looks again.
     """
 
     link: Link
@@ -38,4 +39,5 @@ class Connection:
     known: Known | None = None
     is_stranger: bool = False
     ids: list[bytes] = field(default_factory=list)
+    due: float = 0.0
     timer: TimerHandle | None = None

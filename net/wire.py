@@ -379,7 +379,7 @@ class FrameReader:
         frame_bytes = _LENGTH_BYTES + length
         _check_prefix(kind, flags, frame_bytes)
         check_within("the length of a frame", frame_bytes, 0, self._max_frame_bytes)
-        if kind == _STEP_KIND:
+        if kind == _STEP_KIND and len(view) < frame_bytes:  # before its payload is waited for; else ``decode`` will
             if len(view) < STEP_HEADER_BYTES:
                 self._needed = STEP_HEADER_BYTES
                 return
