@@ -48,17 +48,17 @@ Progress = Callable[[int, int], None]  # parts done, parts in all
 
 @dataclass(frozen=True, slots=True)
 class NetEffort:
-    """How much is measured. This one takes six minutes on two cores, of which NATs are three."""
+    """How much is measured. This one takes nine minutes on two cores, of which NATs are three."""
 
     hop: HopEffort = field(
         default_factory=lambda: HopEffort(
             {8 * KIB: 150, 16 * KIB: 75, 64 * KIB: 25, MIB: 4}, bulk_bytes=16 * MIB, busy_bulk_bytes=64 * MIB
         )
     )
-    hop_rounds: int = 2
+    hop_rounds: int = 5
     link: LinkEffort = field(default_factory=lambda: LinkEffort(steps_s=1.5, bulk_s=2.0))
     links: tuple[EmulatedLink, ...] = LINKS
-    decode: DecodeEffort = field(default_factory=lambda: DecodeEffort(prompt_tokens=64, decode_tokens=24, rounds=3))
+    decode: DecodeEffort = field(default_factory=lambda: DecodeEffort(prompt_tokens=64, decode_tokens=32, rounds=5))
     relay: RelayEffort = field(
         default_factory=lambda: RelayEffort(
             {8 * KIB: 150, 16 * KIB: 75, 64 * KIB: 25}, bulk_bytes=16 * MIB, rounds=3, num_dials=9, num_changes=5

@@ -200,7 +200,7 @@ def net(*, flags: NetFlags, rows: RowFlags) -> int:
     """One hop beside aioquic's own API and TCP with TLS, over emulated links and a relay; decode over several hops.
 
     Everything is on this machine. Parts of it: hop, decode, links, relay, memory, and nat, which dials through NATs of
-    network namespaces and needs root. It takes eight minutes on two cores; with --quick, four.
+    network namespaces and needs root. It takes nine minutes on two cores; with --quick, four.
     """
     from ..bench.net_suite import PARTS, NetPlan, bench_net
     from ..bench.net_table import describe, rich_tables

@@ -18,6 +18,7 @@ from aioquic.quic.connection import QuicConnection
 
 from hopformer.errors import NetworkError
 from hopformer.net.admission import MAX_HALF_OPEN
+from hopformer.net.connection import Connection
 from hopformer.net.endpoint import Endpoint
 from hopformer.net.identity import Identity, PeerId
 from hopformer.net.messages import Ask, Close, Codec, Dtype, Lease, Message, SessionKey, Step
@@ -110,6 +111,28 @@ def test_datagrams_grow_to_what_loopback_carries() -> None:
             await connect(anna, bela)
             (connection,) = anna.endpoint._peers.values()
             await until(lambda: connection.path.datagram_bytes == SITE_DATAGRAM_BYTES)
+
+    run(test)
+
+
+def test_timers_are_set_now_and_then_and_not_for_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        with closing(Node()) as anna, closing(Node()) as bela:
+            await connect(anna, bela)
+            loop = asyncio.get_running_loop()
+            armed: list[object] = []
+            call_at = loop.call_at
+
+            def count(when: float, callback: Callable[..., object], *arguments: object) -> asyncio.TimerHandle:
+                armed.extend(one for one in arguments if isinstance(one, Connection))
+                return call_at(when, callback, *arguments)
+
+            monkeypatch.setattr(loop, "call_at", count)
+            for number in range(1, 201):
+                anna.endpoint.send(bela.peer_id, step(session_of(anna), number))
+                while len(bela.messages) < number:
+                    await asyncio.sleep(0)
+            assert 0 < len(armed) < 200  # both ends arm one when something was sent, and when it has arrived
 
     run(test)
 
