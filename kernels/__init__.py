@@ -6,7 +6,7 @@ TRITON_INTERPRET=1); the results agree to rounding.
 
 from .attention_plan import AttentionPlan, plan_attention
 from .gemv import MAX_ROWS, linear_add, norm_linear, norm_swiglu
-from .linear import Linear, PackedLinear, normed_swiglu, pack_linear
+from .linear import LeftLinear, Linear, PackedLinear, normed_swiglu, pack_linear
 from .paged_attention import paged_attention
 from .quant_linear import QuantLinear, quantize_linear
 from .quant_matmul import QuantWeight, quant_matmul, quantize_weight
@@ -18,6 +18,7 @@ from .swiglu import swiglu
 __all__ = [
     "MAX_ROWS",
     "AttentionPlan",
+    "LeftLinear",
     "Linear",
     "PackedLinear",
     "QuantLinear",

@@ -7,9 +7,10 @@
 `pack_linear` turns a weight into a `Linear`, the one shape in which the model sees any projection. On a CPU a bf16 or
 f32 weight is packed once by oneDNN, through operators internal to torch: packed, a single row reads the weight at close
 to the speed of memory, where `F.linear` reaches a quarter of it. Before they are used the operators are run on a small
-case; where they are missing or wrong, and on every other device, the weight stays as it is. This is the only file that
-names those operators. On a GPU a step of a few rows takes the norm before it and the residual behind it into the same
-kernel (gemv.py).
+case; where they are missing or wrong, and on every other device, the weight stays as it is. So does a large bf16 weight
+on a CPU with AMX, whose product with few rows is quicker with the weight on the left. This is the only file that names
+those operators. On a GPU a step of a few rows takes the norm before it and the residual behind it into the same kernel
+(gemv.py).
 """
 
 import math
@@ -36,7 +37,11 @@ _PACKED_FROM = {torch.bfloat16: 1 << 13, torch.float32: 1 << 19}
 # there oneDNN's kernel for 4 rows reads it 1.3x as fast as its kernel for one (5632 x 2048 on two Zen 4 cores: 40 and
 # 31 GB/s; in cache it would be 83 and 117). The sums of 2 to 16 rows were equal to the last bit, that of one row not.
 _FILLED_TO_ROWS = 4
-_FILLED_FROM = 1 << 20  # elements: a model of weights this large has hundreds of MiB of them, which no cache holds
+_LARGE_FROM = 1 << 20  # elements: a model of weights this large has hundreds of MiB of them, which no cache holds
+# On a CPU with AMX packed weights are read at 9 or at 23 GB/s, which changes within seconds on a shared Xeon, plain
+# ones on the left at 15 or at 23, up to here; with 256 rows neither is quicker, with 512 F.linear is (2048 x 2048 to
+# 32000 x 2048, two cores of a Sapphire Rapids).
+_LEFT_UP_TO_ROWS = 128
 
 
 class Linear(Protocol):
@@ -107,6 +112,36 @@ class PlainLinear:
         return F.linear(x, self.weight, self.bias).mul_(other)
 
 
+class LeftLinear(PlainLinear):
+    """A plain weight that stands on the left in products with few rows: y^T = W x^T."""
+
+    __slots__ = ()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``x W^T + b``: [T, in_features] -> [T, out_features]."""
+        rows = x.shape[0]
+        if not 0 < rows <= _LEFT_UP_TO_ROWS:
+            return super().__call__(x)
+        y = torch.mv(self.weight, x[0])[None] if rows == 1 else torch.mm(self.weight, x.t()).t().contiguous()
+        return y if self.bias is None else y.add_(self.bias)
+
+    def normed(self, x: torch.Tensor, norm_weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """``add_rms_norm(x, norm_weight, eps) W^T + b``."""
+        return self(add_rms_norm(x, norm_weight, eps))
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """``residual + x W^T + b``; ``residual: [T, out_features]`` is left as it was."""
+        return self(x).add_(residual) if x.shape[0] <= _LEFT_UP_TO_ROWS else super().add(x, residual)
+
+    def swish(self, x: torch.Tensor) -> torch.Tensor:
+        """``silu(x W^T + b)``."""
+        return F.silu(self(x), inplace=True)
+
+    def mul(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """``(x W^T + b) * other``, ``other: [T, out_features]``."""
+        return self(x).mul_(other)
+
+
 class PackedLinear:
     """A projection packed by oneDNN for a CPU, bf16 or f32; the weight it was made from is not kept."""
 
@@ -117,7 +152,7 @@ class PackedLinear:
         self.bias = bias
         self.out_features, self.in_features = weight.shape
         self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
-        is_filled = weight.dtype == torch.bfloat16 and weight.numel() >= _FILLED_FROM and multiplies_bf16()
+        is_filled = weight.dtype == torch.bfloat16 and weight.numel() >= _LARGE_FROM and multiplies_bf16()
         self._fewest_rows = _FILLED_TO_ROWS if is_filled else 1
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -178,6 +213,12 @@ def multiplies_bf16() -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
+@cache
+def has_amx() -> bool:
+    """Whether this CPU multiplies tiles of bf16 (Intel's AMX), and torch may use it."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
 def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     """The fastest form of a projection on the device where ``weight`` lies.
 
@@ -191,8 +232,11 @@ def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linea
         KernelError: shapes, dtypes or devices that do not belong together.
     """
     check_projection(weight, bias)
-    large = weight.numel() >= _PACKED_FROM.get(weight.dtype, math.inf)
-    if weight.device.type == "cpu" and large and can_pack(weight.dtype):
+    if weight.device.type != "cpu":
+        return PlainLinear(weight, bias)
+    if weight.dtype == torch.bfloat16 and weight.numel() >= _LARGE_FROM and has_amx():
+        return LeftLinear(weight, bias)
+    if weight.numel() >= _PACKED_FROM.get(weight.dtype, math.inf) and can_pack(weight.dtype):
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
 

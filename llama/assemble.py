@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..kernels import Linear, PackedLinear, pack_linear, quantize_linear
+from ..kernels import LeftLinear, Linear, PackedLinear, pack_linear, quantize_linear
 from .config import ModelConfig
 from .layers import FusedGateUp, GateUp, Layer, LayerShape, LayerWeights, MergedGateUp
 from .model import Embed, Head, Model, Span
@@ -150,13 +150,13 @@ def _load_layer(reader: _Reader, config: ModelConfig, index: int) -> Layer:
 
 
 def _load_gate_up(reader: _Reader, tensors: Mapping[str, NamedShape]) -> GateUp:
-    """Two fused projections where this device packs them, else one merged projection and the SwiGLU kernel.
+    """Two projections on a CPU, where it packs them and fuses what follows or has AMX; else one and the SwiGLU kernel.
 
     Quantised ones have nothing to fuse, and merged they round x only once.
     """
     if reader.quantizes:
         return MergedGateUp(reader.project(tensors, "gate", "up"))
     gate = reader.project(tensors, "gate")
-    if isinstance(gate, PackedLinear):
+    if isinstance(gate, PackedLinear | LeftLinear):
         return FusedGateUp(gate, reader.project(tensors, "up"))
     return MergedGateUp(reader.project(tensors, "gate", "up"))

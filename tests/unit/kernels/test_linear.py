@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from hopformer.errors import KernelError
 from hopformer.kernels import linear, pack_linear
-from hopformer.kernels.linear import Linear, PackedLinear, PlainLinear, can_pack
+from hopformer.kernels.linear import LeftLinear, Linear, PackedLinear, PlainLinear, can_pack
 
-CLASSES = [PackedLinear, PlainLinear]
+CLASSES = [PackedLinear, PlainLinear, LeftLinear]
 DTYPES = [torch.bfloat16, torch.float32]
 
 
@@ -33,7 +33,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("make", CLASSES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 24, 40), (17, 37, 101), (2, 300, 7), (97, 64, 256)])
+@pytest.mark.parametrize("shape", [(1, 24, 40), (17, 37, 101), (2, 300, 7), (97, 64, 256), (129, 64, 256)])
 def test_every_operation_agrees_with_float64(
     make: type, dtype: torch.dtype, has_bias: bool, shape: tuple[int, int, int], tolerances: Any
 ) -> None:
@@ -83,6 +83,33 @@ def test_a_step_without_rows_gives_none(make: type, dtype: torch.dtype) -> None:
 )
 def test_weights_are_packed_where_that_is_faster(dtype: torch.dtype, shape: tuple[int, int], expected: type) -> None:
     assert type(pack_linear(torch.zeros(shape, dtype=dtype))) is expected
+
+
+@pytest.mark.parametrize(
+    ("amx", "dtype", "size", "expected"),
+    [
+        (True, torch.bfloat16, 1024, LeftLinear),
+        (False, torch.bfloat16, 1024, PackedLinear),
+        (True, torch.bfloat16, 1000, PackedLinear),
+        (True, torch.float32, 1024, PackedLinear),
+    ],
+)
+@pytest.mark.usefixtures("_packing")
+def test_large_weights_stand_on_the_left_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, dtype: torch.dtype, size: int, expected: type
+) -> None:
+    monkeypatch.setattr(linear, "has_amx", lambda: amx)
+    assert type(pack_linear(torch.zeros(size, size, dtype=dtype))) is expected
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, "mv"), (2, "mm"), (128, "mm"), (129, "linear")])
+def test_a_weight_stands_on_the_left_of_few_rows(monkeypatch: pytest.MonkeyPatch, rows: int, expected: str) -> None:
+    projection, used = LeftLinear(torch.randn(40, 24)), []
+    for module, name in ((torch, "mv"), (torch, "mm"), (F, "linear")):
+        call = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, call=call, name=name: used.append(name) or call(*a))
+    assert projection(torch.randn(rows, 24)).is_contiguous()
+    assert used == [expected]
 
 
 @pytest.fixture
