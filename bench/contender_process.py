@@ -1,7 +1,7 @@
-"""A contender in a process of its own, for software that does not get on with PyTorch's in one: llama.cpp.
+"""A contender in a process of its own, for software that may take its process along when it crashes: llama.cpp.
 
-Both use AMX where a processor has it, and both bring OpenMP; side by side in one process, llama.cpp has crashed. What
-is timed grows by a message there and back for a prompt, and by one for all steps of a turn.
+Its Q8_0 and Q4_0 have ended by an illegal instruction on a CPU with AMX; and PyTorch's threads would be beside its own
+in one process. What is timed grows by a message there and back for a prompt, and by one for all steps of a turn.
 """
 
 import signal
@@ -19,8 +19,16 @@ from .contender import Absent, Contender, OpenContender, Workload
 _END_S = 10.0  # for the process to give back what it has loaded
 
 
+class ContenderGone(UsageError):
+    """A contender's process has ended. ``reason``: how, of "it"."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}; leave it out with --against")
+        self.reason = reason
+
+
 class ContenderProcess:
-    """The near end. See Contender; every call raises UsageError once the process is gone."""
+    """The near end. See Contender; every call raises ContenderGone once the process is gone."""
 
     def __init__(self, process: BaseProcess, pipe: Connection, name: str, version: str, weights: str) -> None:
         self.name = name
@@ -55,7 +63,7 @@ class ContenderProcess:
             self._pipe.send((method, arguments))
             return self._pipe.recv()
         except (EOFError, OSError):
-            raise UsageError(f"{self.name} {_how_it_ended(self._process)}; leave it out with --against") from None
+            raise ContenderGone(self.name, f"it {_how_it_ended(self._process)} while it computed") from None
 
 
 def open_in_process(name: str, open_one: OpenContender, workload: Workload) -> ContenderProcess | Absent:

@@ -19,7 +19,7 @@ from ..llama.config import ModelConfig, load_config
 from .baseline_llama_cpp import open_llama_cpp
 from .baseline_transformers import open_transformers
 from .contender import CPU, Absent, Contender, HopformerContender, OpenContender, Workload
-from .contender_process import open_in_process
+from .contender_process import ContenderGone, open_in_process
 from .kernel_ceilings import Meter, open_meter
 from .machine import Machine
 from .rows import Conditions, Round, Row, Sample, Software, make_rows
@@ -122,8 +122,12 @@ def bench_decode(plan: DecodePlan, progress: Progress | None = None) -> list[Row
         meter = open_meter(plan.device, plan.dtype)
         prompts = _prompts(plan, config)
         prompt = next(prompts)
-        for contender in contenders:
-            _take_turn(contender, prompt, WARM_UP_TOKENS)
+        for contender in tuple(contenders):
+            try:
+                _take_turn(contender, prompt, WARM_UP_TOKENS)
+            except ContenderGone as gone:
+                contenders.remove(contender)
+                absent.append(Absent(contender.name, gone.reason))
         advance()
         rounds = []
         for index in range(plan.rounds):

@@ -31,7 +31,7 @@ def test_a_process_draws_what_is_drawn_here_and_is_missed_when_it_is_killed(work
     pid = there._process.pid
     assert pid is not None and pid != os.getpid()
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(UsageError, match="hopformer was ended by SIGKILL; leave it out with --against"):
+    with pytest.raises(UsageError, match="hopformer: it was ended by SIGKILL while it computed; leave it out with"):
         there.decode(1)
     there.close()
 

@@ -9,6 +9,7 @@ import torch
 
 from hopformer.bench import decode, machine
 from hopformer.bench.contender import Absent, HopformerContender, Workload
+from hopformer.bench.contender_process import ContenderGone
 from hopformer.bench.decode import DecodePlan, bench_decode
 from hopformer.errors import UsageError
 
@@ -82,6 +83,19 @@ def test_a_round_has_one_prompt_for_all_and_no_two_begin_alike(
     assert prompts == recording["a"].prompts == recording["b"].prompts
     assert all(len(prompt) == 19 for prompt in prompts)
     assert len({prompt[0] for prompt in prompts}) == len(prompts) == 5
+
+
+def test_a_baseline_that_crashes_before_it_is_timed_is_left_out_and_the_rows_say_so(
+    plan: DecodePlan, recording: dict[str, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(num_tokens: int) -> list[int]:
+        raise ContenderGone("a", "it was ended by SIGILL while it computed")
+
+    monkeypatch.setattr(recording["a"], "decode", crash)
+    rows = bench_decode(plan)
+    notes = {row.runs: row.note for row in rows}
+    assert notes == {"hopformer": None, "a": "it was ended by SIGILL while it computed", "b": None}
+    assert recording["b"].num_decoded == [2, 5, 5, 5, 5] and recording["a"].is_closed
 
 
 def test_the_rows_are_of_those_who_ran_and_the_threads_are_given_back(
