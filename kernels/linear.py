@@ -37,7 +37,7 @@ _PACKED_FROM = {torch.bfloat16: 1 << 13, torch.float32: 1 << 19}
 # there oneDNN's kernel for 4 rows reads it 1.3x as fast as its kernel for one (5632 x 2048 on two Zen 4 cores: 40 and
 # 31 GB/s; in cache it would be 83 and 117). The sums of 2 to 16 rows were equal to the last bit, that of one row not.
 _FILLED_TO_ROWS = 4
-_LARGE_FROM = 1 << 20  # elements: a model of weights this large has hundreds of MiB of them, which no cache holds
+LARGE_FROM = 1 << 20  # elements: a model of weights this large has hundreds of MiB of them, which no cache holds
 # On a CPU with AMX packed weights are read at 9 or at 23 GB/s, which changes within seconds on a shared Xeon, plain
 # ones on the left at 15 or at 23, up to here; with 256 rows neither is quicker, with 512 F.linear is (2048 x 2048 to
 # 32000 x 2048, two cores of a Sapphire Rapids).
@@ -152,7 +152,7 @@ class PackedLinear:
         self.bias = bias
         self.out_features, self.in_features = weight.shape
         self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
-        is_filled = weight.dtype == torch.bfloat16 and weight.numel() >= _LARGE_FROM and multiplies_bf16()
+        is_filled = weight.dtype == torch.bfloat16 and weight.numel() >= LARGE_FROM and multiplies_bf16()
         self._fewest_rows = _FILLED_TO_ROWS if is_filled else 1
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -234,7 +234,7 @@ def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linea
     check_projection(weight, bias)
     if weight.device.type != "cpu":
         return PlainLinear(weight, bias)
-    if weight.dtype == torch.bfloat16 and weight.numel() >= _LARGE_FROM and has_amx():
+    if weight.dtype == torch.bfloat16 and weight.numel() >= LARGE_FROM and has_amx():
         return LeftLinear(weight, bias)
     if weight.numel() >= _PACKED_FROM.get(weight.dtype, math.inf) and can_pack(weight.dtype):
         return PackedLinear(weight, bias)

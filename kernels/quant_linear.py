@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from ..errors import KernelError
 from .backend import runs_triton
-from .linear import Linear, check_projection
+from .linear import LARGE_FROM, Linear, check_projection
 from .quant_matmul import quant_matmul, quantize_weight
-from .quant_matmul_cpu import PackedInt4, PackedInt8, can_pack_int4, int8_steps
+from .quant_matmul_cpu import LeftInt8, PackedInt4, PackedInt8, can_pack_int4, can_stand_left, int8_steps
 from .rms_norm import add_rms_norm
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,10 @@ def quantize_linear(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) 
     return QuantLinear(shape, partial(quant_matmul, weight=coded), coded.nbytes, bias)
 
 
-def _pack(weight: torch.Tensor, bits: int) -> PackedInt8 | PackedInt4 | None:
+def _pack(weight: torch.Tensor, bits: int) -> PackedInt8 | LeftInt8 | PackedInt4 | None:
     """The weight as the CPU's operators want it; None where there are none for its dtype."""
+    if bits == 8 and weight.numel() >= LARGE_FROM and can_stand_left(weight.dtype):
+        return LeftInt8(weight)
     if bits == 8 and (steps := int8_steps(weight.dtype)):
         return PackedInt8(weight, steps)
     if bits == 4 and can_pack_int4(weight.dtype):

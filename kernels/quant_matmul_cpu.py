@@ -6,9 +6,9 @@
     4 bits    W[n, k] = scale[n, g] * code + middle[n, g], codes -8 .. 7, g = k // 32. Scales and middles are
               bf16, and so is a few rows' x: the operator takes 50 times as long in f32, and 4 bits are coarser.
 
-PackedInt8 and PackedInt4 hold a weight in the operators' own layout and nothing else of it. Before they are used,
-`int8_steps` and `can_pack_int4` run them on a small case: a torch without the operators, or with another layout,
-gets what quant_matmul.py does on a CPU.
+PackedInt8 and PackedInt4 hold a weight in the operators' own layout and nothing else of it; LeftInt8 holds plain codes.
+Before they are used, `int8_steps`, `can_stand_left` and `can_pack_int4` run them on a small case: a torch without the
+operators, or with another layout, gets what quant_matmul.py does on a CPU.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 
-from .linear import multiplies_bf16
+from .linear import has_amx, multiplies_bf16
 
 INT4_GROUP_SIZE = 32  # the operator's smallest; 64 and 128 are as fast and lose more
 # Rows from which 4-bit weights are dequantised first. Per 1,000 weights the operator takes 12 ns a row; dequantising
@@ -30,23 +30,23 @@ _STRIP_ELEMENTS = 1 << 19
 _CHUNK_ROWS = 1024
 # The operator packs 4-bit codes in blocks of 64 or 32 rows, and what is left at the end otherwise: rows are filled up.
 _ROW_MULTIPLE = 64
+# With AMX the packed product reads codes at 8 to 15 GB/s for one row, as a shared Xeon has it, plain ones on the left
+# at 12 to 15; with 64 rows both take as long, with 512 the packed product is up to 1.5x as quick. Decode counts more.
+_INT8_LEFT_UP_TO_ROWS = 32
 _SMALLEST_SCALE = 1e-10  # what a row or a group of zeros is divided by
 _DTYPES = (torch.bfloat16, torch.float32)  # of activations
 
 
-class PackedInt8:
-    """A weight of 8 bits, packed by oneDNN."""
+class _Int8:
+    """What the two products with 8 bits share: how rows of x are rounded."""
 
-    __slots__ = ("_narrow", "_packed", "_row_scales", "_row_zeros", "_steps", "nbytes")
+    __slots__ = ("_row_scales", "_steps", "nbytes")
 
-    def __init__(self, weight: torch.Tensor, steps: int) -> None:
-        """weight: [N, K] floating. ``steps`` that x is rounded to on either side of zero: `int8_steps`."""
+    def __init__(self, codes: torch.Tensor, row_scales: torch.Tensor, steps: int) -> None:
+        """codes: int8 [N, K], row_scales: f32 [N]. ``steps`` that x is rounded to on either side of zero."""
         self._steps = steps
-        self._narrow = _capability() == "AVX512"
-        codes, self._row_scales = round_to_int8(weight)
-        self._row_zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
-        self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
-        self.nbytes = codes.nbytes + self._row_scales.nbytes
+        self._row_scales = row_scales
+        self.nbytes = codes.nbytes + row_scales.nbytes
 
     def matmul(self, x: torch.Tensor) -> torch.Tensor:
         """``x W^T``: [T, K] -> [T, N]."""
@@ -65,10 +65,46 @@ class PackedInt8:
 
     def _multiply(self, codes: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
         """codes: uint8 [T, K], each ``steps`` + 1 more than x / ``scale`` -> ``dtype`` [T, N]."""
+        raise NotImplementedError
+
+
+class PackedInt8(_Int8):
+    """A weight of 8 bits, packed by oneDNN."""
+
+    __slots__ = ("_narrow", "_packed", "_row_zeros")
+
+    def __init__(self, weight: torch.Tensor, steps: int) -> None:
+        """weight: [N, K] floating. ``steps``: `int8_steps`."""
+        codes, row_scales = round_to_int8(weight)
+        super().__init__(codes, row_scales, steps)
+        self._narrow = _capability() == "AVX512"
+        self._row_zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
+        self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
+
+    def _multiply(self, codes: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
         packed, scales, zeros = self._packed, self._row_scales, self._row_zeros
         wide = dtype if self._narrow else torch.float32  # with AVX2 oneDNN is quick at F32 results only
         y = _multiply_int8()(codes, scale, self._steps + 1, packed, scales, zeros, None, 1.0, 0, wide, "none", [], "")
         return y.to(dtype)
+
+
+class LeftInt8(_Int8):
+    """A weight of 8 bits whose plain codes stand on the left in products with few rows, for CPUs with AMX."""
+
+    __slots__ = ("_codes",)
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        """weight: [N, K] floating."""
+        self._codes, row_scales = round_to_int8(weight)
+        super().__init__(self._codes, row_scales, 127)
+
+    def _multiply(self, codes: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+        signed = codes.bitwise_xor_(128).view(torch.int8)  # 128 less
+        if len(signed) <= _INT8_LEFT_UP_TO_ROWS:
+            sums = torch._int_mm(self._codes, signed.t()).t()  # [T, N] int32
+        else:
+            sums = torch._int_mm(signed, self._codes.t())
+        return (sums * (self._row_scales * scale)).to(dtype).contiguous()
 
 
 class PackedInt4:
@@ -168,6 +204,12 @@ def int8_steps(dtype: torch.dtype) -> int:
 
 
 @cache
+def can_stand_left(dtype: torch.dtype) -> bool:
+    """Whether this CPU has AMX and this torch multiplies plain codes as LeftInt8 expects."""
+    return dtype in _DTYPES and has_amx() and _gives_what_codes_say(LeftInt8, _from_int8, dtype)
+
+
+@cache
 def can_pack_int4(dtype: torch.dtype) -> bool:
     """Whether this torch packs and multiplies as PackedInt4 expects, tried once on 3 x 96 x 64 in both its ways."""
     if dtype not in _DTYPES or int4_block_rows() == 0:
@@ -193,7 +235,7 @@ def int4_block_rows() -> int:
 
 
 def _gives_what_codes_say(
-    pack: Callable[[torch.Tensor], PackedInt8 | PackedInt4],
+    pack: Callable[[torch.Tensor], PackedInt8 | LeftInt8 | PackedInt4],
     widen: Callable[[torch.Tensor], torch.Tensor],
     dtype: torch.dtype,
 ) -> bool:

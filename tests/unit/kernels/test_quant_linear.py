@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hopformer.errors import KernelError
 from hopformer.kernels import QuantLinear, quant_linear, quantize_linear
 from hopformer.kernels.linear import Linear
-from hopformer.kernels.quant_matmul_cpu import PackedInt4, PackedInt8, can_pack_int4, int8_steps
+from hopformer.kernels.quant_matmul_cpu import LeftInt8, PackedInt4, PackedInt8, can_pack_int4, int8_steps
 
 # Largest relative error of a product with a Gaussian weight: half a step of 127 or 15 over the range of a row or a
 # group of up to 128, for 8 bits on a CPU with as much again from rounding x.
@@ -77,6 +77,20 @@ def test_a_cpu_multiplies_with_packed_weights(bits: int, packed: type) -> None:
     projection = quantize_linear(torch.randn(64, 64, dtype=torch.bfloat16), None, bits)
     assert isinstance(projection, QuantLinear)
     assert type(projection.multiply.__self__) is packed  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("amx", "size", "expected"), [(True, 1024, LeftInt8), (True, 64, PackedInt8), (False, 1024, PackedInt8)]
+)
+def test_large_weights_of_8_bits_stand_on_the_left_with_amx(
+    amx: bool, size: int, expected: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not int8_steps(torch.bfloat16) or quant_linear.runs_triton(torch.empty(0)):
+        pytest.skip("this build of torch has no operators to pack for, or Triton's interpreter is asked for")
+    monkeypatch.setattr(quant_linear, "can_stand_left", lambda dtype: amx)
+    projection = quantize_linear(torch.randn(size, size, dtype=torch.bfloat16), None, 8)
+    assert isinstance(projection, QuantLinear)
+    assert type(projection.multiply.__self__) is expected  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("bits", "name"), [(8, "int8_steps"), (4, "can_pack_int4")])

@@ -9,6 +9,7 @@ import torch
 from hopformer.kernels import quant_matmul_cpu
 from hopformer.kernels.quant_matmul_cpu import (
     DEQUANTIZED_FROM_ROWS,
+    LeftInt8,
     PackedInt4,
     PackedInt8,
     can_pack_int4,
@@ -24,7 +25,8 @@ ROWS = [1, 2, 3, 4, 5, 47, 48, 97, DEQUANTIZED_FROM_ROWS - 1, DEQUANTIZED_FROM_R
 
 @pytest.fixture
 def _packing() -> None:
-    if not (int8_steps(torch.bfloat16) and can_pack_int4(torch.bfloat16)):
+    products = [int8_steps(torch.bfloat16), can_pack_int4(torch.bfloat16), hasattr(torch, "_int_mm")]
+    if not all(products):
         pytest.skip("this build of torch has no operators to pack for")
 
 
@@ -84,6 +86,25 @@ def test_8_bits_multiply_rounded_rows_of_x(
 
 
 @pytest.mark.usefixtures("_packing")
+@pytest.mark.parametrize("rows", [*ROWS, 32, 33])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(40, 24), (101, 37), (64, 96)])
+def test_8_bits_on_the_left_multiply_rounded_rows_of_x(rows: int, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    weight, x = torch.randn(shape).to(dtype), torch.randn(rows, shape[1] + 3).to(dtype)[:, : shape[1]]
+    found = LeftInt8(weight).matmul(x)
+    assert found.dtype == dtype and found.is_contiguous()
+    assert relative_error(found, rounded_rows(x, 127) @ from_int8(weight).T) < 6e-3
+
+
+@pytest.mark.usefixtures("_packing")
+def test_sums_of_codes_are_exact() -> None:
+    """The largest codes side by side, as many as a long row of a large model has."""
+    weight, x = torch.ones(3, 28672), torch.ones(2, 28672)
+    weight[1] = -1
+    assert torch.equal(LeftInt8(weight).matmul(x), torch.tensor([[28672.0, -28672.0, 28672.0]] * 2))
+
+
+@pytest.mark.usefixtures("_packing")
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 32), (70, 96), (1, 64), (192, 224)])
@@ -96,7 +117,7 @@ def test_4_bits_agree_with_float64(rows: int, dtype: torch.dtype, shape: tuple[i
 
 
 @pytest.mark.usefixtures("_packing")
-@pytest.mark.parametrize("make", [pack_int8, PackedInt4])
+@pytest.mark.parametrize("make", [pack_int8, LeftInt8, PackedInt4])
 @pytest.mark.parametrize("rows", [1, 3, DEQUANTIZED_FROM_ROWS])
 def test_rows_of_zeros_and_huge_rows_stay_apart(make: Callable[[torch.Tensor], Any], rows: int) -> None:
     weight = torch.randn(6, 64).bfloat16()
@@ -114,7 +135,7 @@ def test_rows_of_zeros_and_huge_rows_stay_apart(make: Callable[[torch.Tensor], A
 @pytest.mark.usefixtures("_packing")
 @pytest.mark.parametrize("rows", [1, 2, DEQUANTIZED_FROM_ROWS])
 def test_a_row_of_x_that_is_zero_gives_zero_and_one_with_nan_gives_nan(rows: int) -> None:
-    for packed in (pack_int8(torch.randn(8, 64)), PackedInt4(torch.randn(8, 64))):
+    for packed in (pack_int8(torch.randn(8, 64)), LeftInt8(torch.randn(8, 64)), PackedInt4(torch.randn(8, 64))):
         x = torch.randn(rows, 64)
         x[-1] = 0
         assert packed.matmul(x)[-1].abs().max() < 1e-6
