@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,14 @@ TINY = NetEffort(
     NatEffort(1, 5.0, 1),
     MemoryEffort(warm_sessions=20, sessions=30, unread_bytes=4 << 20, garbage_s=0.1),
 )
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_process() -> Iterator[None]:
+    """Whatever is measured, its processes end with it; multiprocessing keeps one of its own, from earlier tests."""
+    before = psutil.Process().children(recursive=True)
+    yield
+    assert [one for one in psutil.Process().children(recursive=True) if one not in before] == []
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,6 @@ def test_a_run_has_rows_of_everything_and_leaves_no_process(
     assert exact["same_tokens_percent"] == 100 and exact["bytes_per_token"] == 3 * (56 + 2 * 192)
     codec = next(row for row in rows if row["measures"] == "codec")
     assert 0 < codec["logit_error"] < 0.05 and codec["num_positions"] > 100
-    assert not psutil.Process().children(recursive=True)
 
 
 @pytest.mark.slow
@@ -91,7 +99,6 @@ def test_a_relays_rows_are_of_what_really_passed_it(
     for row in (row for row in rows if row["measures"] == "relay_bulk" and row["runs"].startswith("relayed")):
         assert row["num_datagrams"] >= (1 << 20) / row["datagram_bytes"] and row["relay_mib_before"] > 10
     assert [row["runs"] for row in rows[-4:]] == ["address", "id, cold", "id", "relayed to direct"]
-    assert not psutil.Process().children(recursive=True)
 
 
 @pytest.mark.slow
@@ -107,7 +114,6 @@ def test_rows_of_nats_say_who_can_meet(monkeypatch: pytest.MonkeyPatch, capsys: 
     met = {(row["nat"], row["runs"]): row["num_straight"] for row in rows}
     assert met == {key: 0 if key[0] == "symmetric" else 1 for key in met}
     assert all(row["first_token_ms"] > 0 for row in rows if row["runs"] == "punch")
-    assert not psutil.Process().children(recursive=True)
 
 
 class _Leaver(Contender):
@@ -142,4 +148,3 @@ def test_a_connection_that_is_lost_ends_the_turn_at_once() -> None:
     line = Line("one", "tls", lambda _: _Leaver(), 0, None)
     with pytest.raises(NetworkError, match="one: the connection is gone: it was shut down"):
         take_hop_turn(line, TINY_HOP)
-    assert not psutil.Process().children(recursive=True)
