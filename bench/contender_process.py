@@ -76,8 +76,9 @@ def open_in_process(name: str, open_one: OpenContender, workload: Workload) -> C
     try:
         opened = near.recv()
     except (EOFError, OSError):
-        return Absent(name, f"it {_how_it_ended(process)} while it loaded the model")
+        opened = Absent(name, f"it {_how_it_ended(process)} while it loaded the model")
     if isinstance(opened, Absent):
+        near.close()
         process.join()
         return opened
     return ContenderProcess(process, near, *opened)

@@ -105,11 +105,11 @@ class PlainLinear:
 
     def swish(self, x: torch.Tensor) -> torch.Tensor:
         """``silu(x W^T + b)``."""
-        return F.silu(F.linear(x, self.weight, self.bias), inplace=True)
+        return F.silu(self(x), inplace=True)
 
     def mul(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """``(x W^T + b) * other``, ``other: [T, out_features]``."""
-        return F.linear(x, self.weight, self.bias).mul_(other)
+        return self(x).mul_(other)
 
 
 class LeftLinear(PlainLinear):
@@ -125,21 +125,9 @@ class LeftLinear(PlainLinear):
         y = torch.mv(self.weight, x[0])[None] if rows == 1 else torch.mm(self.weight, x.t()).t().contiguous()
         return y if self.bias is None else y.add_(self.bias)
 
-    def normed(self, x: torch.Tensor, norm_weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """``add_rms_norm(x, norm_weight, eps) W^T + b``."""
-        return self(add_rms_norm(x, norm_weight, eps))
-
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """``residual + x W^T + b``; ``residual: [T, out_features]`` is left as it was."""
         return self(x).add_(residual) if x.shape[0] <= _LEFT_UP_TO_ROWS else super().add(x, residual)
-
-    def swish(self, x: torch.Tensor) -> torch.Tensor:
-        """``silu(x W^T + b)``."""
-        return F.silu(self(x), inplace=True)
-
-    def mul(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """``(x W^T + b) * other``, ``other: [T, out_features]``."""
-        return self(x).mul_(other)
 
 
 class PackedLinear:
